@@ -1,0 +1,163 @@
+// From XLA buffers and attributes to a Problem, or to an error: the only validation in C++.
+//
+// The public Python functions report user mistakes; what is checked here is what memory safety
+// needs, so a message that comes from this file names an internal contract that was broken.
+#pragma once
+
+#include <cstdint>
+#include <initializer_list>
+#include <sstream>
+#include <string>
+
+#include "problem.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace jax_nm {
+
+namespace ffi = ::xla::ffi;
+
+// Bind() order of the attributes is that of this list, for every target on every platform.
+struct Attributes {
+  int32_t n;
+  int32_t m;
+  int32_t vector_length;
+  int32_t layout;
+  int32_t flags;
+  int32_t kernel;
+  int32_t arch;
+};
+
+inline std::string Join(std::initializer_list<int64_t> dims) {
+  std::ostringstream out;
+  const char* separator = "(";
+  for (int64_t dim : dims) {
+    out << separator << dim;
+    separator = ", ";
+  }
+  out << ")";
+  return out.str();
+}
+
+inline std::string ShapeString(ffi::AnyBuffer::Dimensions dims) {
+  std::ostringstream out;
+  out << "(";
+  for (size_t i = 0; i < dims.size(); ++i) out << (i ? ", " : "") << dims[i];
+  out << ")";
+  return out.str();
+}
+
+inline ffi::ErrorOr<DType> ToDType(ffi::DataType dtype) {
+  switch (dtype) {
+    case ffi::F32:
+      return DType::kFloat32;
+    case ffi::BF16:
+      return DType::kBFloat16;
+    case ffi::F16:
+      return DType::kFloat16;
+    case ffi::F64:
+      return DType::kFloat64;
+    default:
+      return ffi::Unexpected(ffi::Error::InvalidArgument(
+          "jax_nm: expected float32, bfloat16, float16 or float64, got XLA element type " +
+          std::to_string(static_cast<int>(dtype))));
+  }
+}
+
+inline ffi::Error CheckShape(const char* target, const char* name,
+                             ffi::AnyBuffer::Dimensions dims,
+                             std::initializer_list<int64_t> expected) {
+  bool same = dims.size() == expected.size();
+  for (size_t i = 0; same && i < expected.size(); ++i) same = dims[i] == expected.begin()[i];
+  if (same) return ffi::Error::Success();
+  return ffi::Error::InvalidArgument(std::string(target) + ": expected " + name + " of shape " +
+                                     Join(expected) + ", got " + ShapeString(dims));
+}
+
+// Roles of the three floating-point buffers of each operation:
+//   spmm:   x, values -> y        spmm_t: dy, values -> dx        sddmm: x, dy -> dvalues
+// `first` and `second` are the operands in that order. All buffers have rank 3, with the batch axis
+// in front: x-like [batch, rows, depth], y-like [batch, rows, cols], values-like
+// [batch, kept, cols], indices [batch, groups, kept]. Dimensions are logical: `layout` says how the
+// x-like and the y-like buffer lie in memory; the others are row-major.
+inline ffi::ErrorOr<Problem> MakeProblem(Op op, const Attributes& attributes,
+                                         const ffi::AnyBuffer& first, const ffi::AnyBuffer& second,
+                                         const ffi::AnyBuffer& indices,
+                                         const ffi::AnyBuffer& result) {
+  constexpr const char* kTargets[] = {"jax_nm.spmm", "jax_nm.spmm_t", "jax_nm.sddmm"};
+  const char* target = kTargets[static_cast<int>(op)];
+  const auto fail = [target](const std::string& what) {
+    return ffi::Unexpected(ffi::Error::InvalidArgument(std::string(target) + ": " + what));
+  };
+
+  const Attributes& a = attributes;
+  if (a.m < 1 || a.m > 256 || a.n < 1 || a.n > a.m || a.vector_length < 1) {
+    return fail("expected a pattern with 1 <= n <= m <= 256 and vector_length >= 1, got " +
+                std::to_string(a.n) + ":" + std::to_string(a.m) + ":" +
+                std::to_string(a.vector_length));
+  }
+  if (a.layout < 0 || a.layout > (kXFeatureMajor | kYFeatureMajor)) {
+    return fail("expected a layout code from 0 to 3, got " + std::to_string(a.layout));
+  }
+
+  const ffi::AnyBuffer& x_like = op == Op::kSpmmT ? result : first;
+  const ffi::AnyBuffer& y_like =
+      op == Op::kSpmm ? result : (op == Op::kSpmmT ? first : second);
+  const ffi::AnyBuffer& values_like = op == Op::kSddmm ? result : second;
+  for (const ffi::AnyBuffer* buffer : {&x_like, &y_like, &values_like, &indices}) {
+    if (buffer->dimensions().size() != 3) {
+      return fail("expected buffers of rank 3, got one of shape " +
+                  ShapeString(buffer->dimensions()));
+    }
+  }
+
+  Problem p{};
+  p.op = op;
+  p.batch = x_like.dimensions()[0];
+  p.rows = x_like.dimensions()[1];
+  p.depth = x_like.dimensions()[2];
+  p.cols = y_like.dimensions()[2];
+  p.n = a.n;
+  p.m = a.m;
+  p.vector_length = a.vector_length;
+  p.kept = (p.depth + p.m - 1) / p.m * p.n;
+  p.groups = (p.cols + p.vector_length - 1) / p.vector_length;
+  p.x_layout = a.layout & kXFeatureMajor ? Layout::kFeatureMajor : Layout::kRowMajor;
+  p.y_layout = a.layout & kYFeatureMajor ? Layout::kFeatureMajor : Layout::kRowMajor;
+  p.allow_tf32 = (a.flags & kAllowTF32) != 0;
+  p.kernel = a.kernel;
+  p.arch = a.arch;
+
+  if (ffi::Error e = CheckShape(target, "the rows-by-cols operand", y_like.dimensions(),
+                                {p.batch, p.rows, p.cols});
+      e.failure()) {
+    return ffi::Unexpected(e);
+  }
+  if (ffi::Error e = CheckShape(target, "values", values_like.dimensions(),
+                                {p.batch, p.kept, p.cols});
+      e.failure()) {
+    return ffi::Unexpected(e);
+  }
+  if (ffi::Error e = CheckShape(target, "indices", indices.dimensions(),
+                                {p.batch, p.groups, p.kept});
+      e.failure()) {
+    return ffi::Unexpected(e);
+  }
+
+  if (indices.element_type() != ffi::U8) return fail("expected indices of dtype uint8");
+  ffi::ErrorOr<DType> dtype = ToDType(first.element_type());
+  if (dtype.has_error()) return ffi::Unexpected(dtype.error());
+  if (second.element_type() != first.element_type()) {
+    return fail("expected both floating-point operands to have one dtype");
+  }
+  ffi::ErrorOr<DType> result_dtype = ToDType(result.element_type());
+  if (result_dtype.has_error()) return ffi::Unexpected(result_dtype.error());
+  p.dtype = dtype.value();
+  p.result_dtype = result_dtype.value();
+  if (p.result_dtype != p.dtype && !(ByteWidth(p.dtype) == 2 && p.result_dtype == DType::kFloat32)) {
+    return fail("expected the result to have the operands' dtype, or float32 for half-precision "
+                "operands");
+  }
+  return p;
+}
+
+}  // namespace jax_nm

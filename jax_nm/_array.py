@@ -1,0 +1,215 @@
+"""`NMArray`: an N:M-sparse weight in compressed form."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_nm._pattern import Pattern
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["values", "indices"],
+    meta_fields=["pattern", "depth", "cols"],
+)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class NMArray:
+    """The compressed form of a weight ``W[*batch, depth, cols]``.
+
+        W[source(g, j), c] = values[j, c],    g = c // vector_length,
+        source(g, j) = (j // n) * m + indices[g, j],    every other element is 0
+
+    Build it with `jax_nm.compress`. It is a pytree, so it passes through `jit`, `vmap`,
+    `scan`, checkpoints and optimizers; the constructor accepts any leaves (tracers,
+    ``ShapeDtypeStruct``, ``None``, float0) and inspects none. `jax_nm.validate` checks
+    concrete arrays.
+
+    Attributes:
+      values: ``[*batch, kept, cols]``, floating; the trainable leaf.
+      indices: ``[*batch, groups, kept]``, uint8: the offset of each slot in its window,
+        ascending inside a window.
+      pattern: The static `Pattern`.
+      depth: Reduction length of the whole weight.
+      cols: Output features of the whole weight.
+    """
+
+    values: Any
+    indices: Any
+    pattern: Pattern
+    depth: int
+    cols: int
+
+    # NumPy must leave `x @ w` to __rmatmul__ instead of making an object array of w.
+    __array_ufunc__ = None
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """The leading axes: stacked layers, experts."""
+        return tuple(self.values.shape[:-2])
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the dense weight, ``(*batch, depth, cols)``."""
+        return (*self.batch_shape, self.depth, self.cols)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.values.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the compressed form, indices included."""
+        return sum(
+            math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
+            for leaf in (self.values, self.indices)
+        )
+
+    def astype(self, dtype: Any) -> NMArray:
+        """The same weight with `values` cast to a floating `dtype`."""
+        dtype = jnp.dtype(dtype)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(
+                f"NMArray.astype: dtype must be floating, got {dtype}; the values of a "
+                "sparse weight are float32, bfloat16, float16 or float64"
+            )
+        return dataclasses.replace(self, values=self.values.astype(dtype))
+
+    def todense(self) -> jax.Array:
+        """The dense weight ``[*batch, depth, cols]``."""
+        return self._scatter(self.values)
+
+    def mask(self) -> jax.Array:
+        """bool ``[*batch, depth, cols]``: True where the pattern keeps an element."""
+        return self._scatter(jnp.ones(self.values.shape, bool))
+
+    def _scatter(self, kept: jax.Array) -> jax.Array:
+        pattern, depth, cols = self.pattern, self.depth, self.cols
+        # A padding slot writes to row `depth`, which the scatter drops.
+        slots = pattern.is_slot(depth)
+        group = np.arange(cols) // pattern.vector_length
+
+        def scatter(kept: jax.Array, indices: jax.Array) -> jax.Array:
+            source = jnp.where(slots, pattern.source(indices, depth), depth)
+            dense = jnp.zeros((depth, cols), kept.dtype)
+            return dense.at[source[group].T, np.arange(cols)].set(kept, mode="drop")
+
+        for _ in self.batch_shape:
+            scatter = jax.vmap(scatter)
+        return scatter(jnp.asarray(kept), jnp.asarray(self.indices))
+
+    def __rmatmul__(self, x: Any) -> jax.Array:
+        from jax_nm._spmm import spmm
+
+        return spmm(x, self)
+
+    def __repr__(self) -> str:
+        leaves = ", ".join(
+            f"{name}={_describe(getattr(self, name))}" for name in ("values", "indices")
+        )
+        return (
+            f"NMArray({self.pattern}, depth={self.depth}, cols={self.cols}, {leaves})"
+        )
+
+
+def _describe(leaf: Any) -> str:
+    if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
+        return f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
+    return repr(leaf)
+
+
+def validate(w: NMArray) -> NMArray:
+    """Checks the contents of a concrete `NMArray` and returns it.
+
+    The constructor checks nothing and the kernels are memory-safe for any content, but
+    the product of a malformed weight is unspecified. Use this on weights that come from
+    elsewhere.
+
+    Raises:
+      TypeError: If `w` is no `NMArray`, its leaves are not concrete arrays, or a dtype
+        is wrong.
+      ValueError: If shapes disagree with pattern, depth and cols, or an index is outside
+        its window, beyond the depth, or not ascending inside its window.
+    """
+    if not isinstance(w, NMArray):
+        raise TypeError(f"validate: w must be an NMArray, got {type(w).__name__}")
+    for name in ("values", "indices"):
+        leaf = getattr(w, name)
+        if isinstance(leaf, jax.core.Tracer) or not isinstance(
+            leaf, (jax.Array, np.ndarray)
+        ):
+            raise TypeError(
+                f"validate: w.{name} must be a concrete array, got "
+                f"{type(leaf).__name__}; call validate outside jit, on real weights"
+            )
+    check_leaves("validate", w)
+    pattern, depth = w.pattern, w.depth
+    batch = w.batch_shape
+    expected = {
+        "values": (*batch, pattern.kept(depth), w.cols),
+        "indices": (*batch, pattern.groups(w.cols), pattern.kept(depth)),
+    }
+    for name, shape in expected.items():
+        got = tuple(getattr(w, name).shape)
+        if got != shape:
+            raise ValueError(
+                f"validate: w.{name} must have shape {shape} for pattern {pattern}, "
+                f"depth {depth} and cols {w.cols}, got {got}; build w with compress"
+            )
+    offset = np.asarray(w.indices).astype(np.int64)
+    offset = offset.reshape(*offset.shape[:-1], pattern.windows(depth), pattern.n)
+    slot = pattern.is_slot(depth).reshape(offset.shape[-2:])
+    rows = np.minimum(pattern.m, depth - pattern.m * np.arange(offset.shape[-2]))
+    if (slot & (offset >= rows[:, None])).any():
+        raise ValueError(
+            "validate: w.indices must lie inside their window (below m, and below depth "
+            f"in a ragged last one), got an offset of {int(offset[..., slot].max())} "
+            f"with m={pattern.m}, depth={depth}; build w with compress"
+        )
+    if (slot[..., 1:] & (offset[..., 1:] <= offset[..., :-1])).any():
+        raise ValueError(
+            "validate: w.indices must be strictly ascending inside each window, got a "
+            "repeated or descending offset; sort the slots of each window, values too"
+        )
+    return w
+
+
+def check_leaves(function: str, w: NMArray) -> None:
+    """Raises unless the leaves of `w` are arrays of the right kind and rank."""
+    for name in ("values", "indices"):
+        leaf = getattr(w, name)
+        if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
+            raise TypeError(
+                f"{function}: w.{name} must be an array, got {leaf!r}; after "
+                "jax_nm.partition, rebuild w with jax_nm.combine before using it"
+            )
+        if len(leaf.shape) < 2:
+            raise ValueError(
+                f"{function}: w.{name} must have at least 2 axes, got shape "
+                f"{tuple(leaf.shape)}; build w with jax_nm.compress"
+            )
+    if not jnp.issubdtype(w.values.dtype, jnp.floating):
+        raise TypeError(
+            f"{function}: w.values must be floating, got {w.values.dtype}; cast with "
+            "w.astype(jnp.float32) or rebuild w with jax_nm.compress"
+        )
+    if w.indices.dtype != jnp.uint8:
+        raise TypeError(
+            f"{function}: w.indices must be uint8, got {w.indices.dtype}; offsets "
+            "inside a window fit one byte, cast with astype(jnp.uint8)"
+        )
+    if w.values.shape[:-2] != w.indices.shape[:-2]:
+        raise ValueError(
+            f"{function}: w.values and w.indices must share their leading axes, got "
+            f"{tuple(w.values.shape)} and {tuple(w.indices.shape)}"
+        )

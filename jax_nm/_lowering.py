@@ -1,0 +1,246 @@
+"""From a primitive to a custom call: targets, layouts, padding, workspace, per platform.
+
+Every call crosses into C++ in one canonical form, matrices of rank 3 with the product of
+the weight's batch axes in front, and the lead axes of the dense operands flattened to
+`rows`. A platform without kernels runs `_reference` instead.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import math
+import types
+import warnings
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_nm import _reference
+
+try:
+    from jax_nm import _cpu, _tuning
+except ImportError as error:
+    raise ImportError(
+        "jax_nm: the compiled modules are missing, so this is probably the source tree "
+        "and not the installed package. Run `pip install .` in the checkout, then start "
+        "Python elsewhere, or use the installed console script `jax-nm`."
+    ) from error
+
+# None is the rule of every platform that is not named.
+PLATFORMS = ("cpu", "cuda", None)
+
+# Where rows are contiguous a gathered reduction index is a contiguous read; below this
+# many rows the transpose in front of the call would cost more than the gather.
+FEATURE_MAJOR_ROWS = 64
+
+_KERNEL_DTYPES = {
+    "cpu": ("float32", "bfloat16", "float16", "float64"),
+    "cuda": ("float32", "bfloat16", "float16"),
+}
+_ALLOW_TF32 = 1  # common/problem.h: kAllowTF32
+
+
+@functools.cache
+def cuda_module() -> types.ModuleType | None:
+    """The compiled CUDA kernels, or None in a build without them."""
+    try:
+        return importlib.import_module("jax_nm._cuda")
+    except ModuleNotFoundError:
+        return None
+
+
+def register_targets() -> None:
+    """Registers the FFI targets of every compiled platform, once per process."""
+    for target, handler in _cpu.registrations().items():
+        jax.ffi.register_ffi_target(target, handler, platform="cpu")
+    cuda = cuda_module()
+    if cuda is not None:
+        for target, handler in cuda.registrations().items():
+            jax.ffi.register_ffi_target(target, handler, platform="CUDA")
+
+
+register_targets()
+
+
+def target_name(op: str) -> str:
+    """The versioned FFI target; a changed contract gets a new version."""
+    return f"jax_nm.{op}.v1"
+
+
+def spmm(platform, x, values, indices, *, spec, out_dtype, result_layout):
+    return _call("spmm", platform, x, values, indices, spec, out_dtype, result_layout)
+
+
+def spmm_t(platform, dy, values, indices, *, spec, out_dtype):
+    return _call("spmm_t", platform, dy, values, indices, spec, out_dtype)
+
+
+def sddmm(platform, x, dy, indices, *, spec, out_dtype):
+    return _call("sddmm", platform, x, dy, indices, spec, out_dtype)
+
+
+def _call(op, platform, first, second, indices, spec, out_dtype, result_layout=None):
+    ndim, pattern = spec.batch_ndim, spec.pattern
+    batch = first.shape[:ndim]
+    lead = first.shape[ndim:-1]
+    # The lead axes are merged; sddmm has them on both operands and not on its result.
+    merged = (math.prod(batch), math.prod(lead))
+    first = first.reshape(*merged, first.shape[-1])
+    if op == "sddmm":
+        second = second.reshape(*merged, second.shape[-1])
+        shape = (*batch, pattern.kept(spec.depth), second.shape[-1])
+    else:
+        second = second.reshape(merged[0], *second.shape[-2:])
+        cols = second.shape[-1]
+        shape = (*batch, *lead, cols if op == "spmm" else spec.depth)
+    indices = indices.reshape(merged[0], *indices.shape[-2:])
+
+    dtype = np.dtype(first.dtype)
+    if has_kernel(platform, dtype):
+        call = functools.partial(_ffi, op, platform, result_layout=result_layout)
+    else:
+        call = functools.partial(_mapped_reference, op)
+    result = call(first, second, indices, spec=spec, out_dtype=out_dtype)
+    # Sums leave the kernels in the operands' dtype or unrounded, so this rounds once.
+    return result.astype(out_dtype).reshape(shape)
+
+
+def has_kernel(platform: str | None, dtype: Any) -> bool:
+    """Whether a compiled kernel serves this platform and compute dtype."""
+    if platform == "cuda" and cuda_module() is None:
+        _warn_no_cuda()
+        return False
+    return has_kernel_dtype(platform, dtype)
+
+
+def has_kernel_dtype(platform: str | None, dtype: Any) -> bool:
+    """Whether jax_nm has kernels of this compute dtype for the platform at all."""
+    return np.dtype(dtype).name in _KERNEL_DTYPES.get(platform or "", ())
+
+
+@functools.cache
+def _warn_no_cuda() -> None:
+    warnings.warn(
+        "jax_nm was built without its CUDA kernels; sparse products on this GPU run as "
+        "plain XLA operations and are slower than dense. Reinstall with "
+        "`JAX_NM_CUDA=ON pip install .`.",
+        stacklevel=2,
+    )
+
+
+def _mapped_reference(op, first, second, indices, *, spec, out_dtype):
+    del out_dtype
+    fun = functools.partial(
+        getattr(_reference, op), pattern=spec.pattern, depth=spec.depth
+    )
+    return jax.vmap(fun)(first, second, indices)
+
+
+def _ffi(op, platform, first, second, indices, *, spec, out_dtype, result_layout):
+    batch, rows, _ = first.shape
+    dtype = np.dtype(first.dtype)
+    result_dtype = dtype if out_dtype == dtype else _reference.accumulator(dtype)
+    x_fm, y_fm = layouts(platform, rows, result_layout)
+
+    pad = 0
+    if platform == "cuda" and (x_fm or y_fm) and not _symbolic(rows):
+        # Aligned rows let the kernels move 16 bytes at a time; XLA fuses the padding
+        # into the producer. Padded rows are zero and their results are sliced away.
+        pad = -rows % (16 // dtype.itemsize)
+    if pad:
+        first = jnp.pad(first, ((0, 0), (0, pad), (0, 0)))
+        if op == "sddmm":
+            second = jnp.pad(second, ((0, 0), (0, pad), (0, 0)))
+
+    pattern, depth = spec.pattern, spec.depth
+    cols = first.shape[-1] if op == "spmm_t" else second.shape[-1]
+    shape = {
+        "spmm": (batch, rows + pad, cols),
+        "spmm_t": (batch, rows + pad, depth),
+        "sddmm": (batch, pattern.kept(depth), cols),
+    }[op]
+    order = {True: (0, 2, 1), False: (0, 1, 2)}  # major to minor
+    x_order, y_order, weight_order = order[x_fm], order[y_fm], order[False]
+    first_order, second_order, result_order = {
+        "spmm": (x_order, weight_order, y_order),
+        "spmm_t": (y_order, weight_order, x_order),
+        "sddmm": (x_order, y_order, weight_order),
+    }[op]
+
+    results = [jax.ShapeDtypeStruct(shape, result_dtype)]
+    result_orders = [result_order]
+    if platform == "cuda":
+        size = 0
+        if not _symbolic(rows) and not _symbolic(batch):
+            size = _tuning.workspace_bytes(
+                *problem_arguments(
+                    op, dtype, result_dtype, batch, rows + pad, cols, spec, x_fm, y_fm
+                )
+            )
+        results.append(jax.ShapeDtypeStruct((size,), np.uint8))
+        result_orders.append((0,))
+
+    outputs = jax.ffi.ffi_call(
+        target_name(op),
+        results,
+        input_layouts=[first_order, second_order, weight_order],
+        output_layouts=result_orders,
+    )(
+        first,
+        second,
+        indices,
+        n=np.int32(pattern.n),
+        m=np.int32(pattern.m),
+        vector_length=np.int32(pattern.vector_length),
+        layout=np.int32(int(x_fm) | int(y_fm) << 1),
+        flags=np.int32(0 if spec.highest else _ALLOW_TF32),
+        kernel=np.int32(spec.kernel),
+        arch=np.int32(spec.arch),
+    )
+    result = outputs[0]
+    return result[:, :rows] if pad and op != "sddmm" else result
+
+
+def layouts(platform: str | None, rows: Any, result_layout: str | None):
+    """Whether x-like and y-like matrices cross the call with rows contiguous.
+
+    On the GPU they do when rows is symbolic or exceeds `FEATURE_MAJOR_ROWS`. The CPU
+    kernels broadcast elements of x and stream rows of y, so they want neither.
+    `result_layout` overrides the choice for y, whose consumer cannot be seen from here.
+    """
+    feature_major = platform == "cuda" and (
+        _symbolic(rows) or rows > FEATURE_MAJOR_ROWS
+    )
+    y = feature_major if result_layout is None else result_layout == "feature"
+    return feature_major, y
+
+
+def problem_arguments(
+    op, dtype, result_dtype, batch, rows, cols, spec, x_fm, y_fm
+) -> tuple:
+    """A problem as `_tuning` takes it, in its argument order."""
+    pattern = spec.pattern
+    return (
+        op,
+        np.dtype(dtype).name,
+        np.dtype(result_dtype).name,
+        batch,
+        rows,
+        spec.depth,
+        cols,
+        pattern.n,
+        pattern.m,
+        pattern.vector_length,
+        x_fm,
+        y_fm,
+        not spec.highest,
+        spec.kernel,
+        spec.arch,
+    )
+
+
+def _symbolic(size: Any) -> bool:
+    return not isinstance(size, (int, np.integer))

@@ -1,0 +1,186 @@
+"""`explain`: which kernel a product will run, with which configuration, and why."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+
+from jax_nm import _cpu, _lowering, _tuning
+from jax_nm._array import NMArray
+from jax_nm._reference import accumulator
+from jax_nm._spmm import Options, check
+
+OPS = ("spmm", "spmm_t", "sddmm")
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The choice that the dispatcher makes for one product; printable, comparable.
+
+    Attributes:
+      op: 'spmm', 'spmm_t' or 'sddmm'.
+      platform: 'cpu', 'cuda', or another JAX platform, which runs plain XLA operations.
+      arch: The instruction set or compute capability chosen for, such as 'avx512', 'sm_90'.
+      problem: The sizes, pattern, dtypes and layouts.
+      kernel: The kernel's name.
+      config: Its configuration, as (name, value) pairs.
+      why: The reason, in a sentence.
+      rejected: (candidate, reason) for what was considered and turned down.
+    """
+
+    op: str
+    platform: str
+    arch: str
+    problem: str
+    kernel: str
+    config: tuple[tuple[str, Any], ...]
+    why: str
+    rejected: tuple[tuple[str, str], ...] = ()
+
+    def __repr__(self) -> str:
+        config = ", ".join(f"{name}={value}" for name, value in self.config)
+        lines = [
+            f"Plan: {self.op} on {self.platform} ({self.arch})",
+            f"  problem  {self.problem}",
+            f"  kernel   {self.kernel}" + (f" ({config})" if config else ""),
+            f"  why      {self.why}",
+        ]
+        lines += [f"  not      {name}: {reason}" for name, reason in self.rejected]
+        return "\n".join(lines)
+
+
+def explain(
+    x: Any,
+    w: NMArray,
+    op: str = "spmm",
+    arch: int | str | None = None,
+    *,
+    bias: Any = None,
+    activation: Any = None,
+    precision: Any = None,
+    preferred_element_type: Any = None,
+    result_layout: str | None = None,
+) -> Plan:
+    """The plan for ``spmm(x, w, ...)`` or for one of the products of its gradient.
+
+    Args:
+      x: The dense operand of the forward product: an array, a tracer or a
+        ``jax.ShapeDtypeStruct`` of shape ``[..., depth]``.
+      w: The weight; its leaves may be ``ShapeDtypeStruct`` too.
+      op: 'spmm' for the product, 'spmm_t' for its gradient with respect to x, 'sddmm' for
+        that with respect to ``w.values``.
+      arch: 'cpu', or a CUDA compute capability as 90, 'sm_90' or '9.0', which need not be
+        of this machine. By default that of JAX's default device.
+      bias, activation, precision, preferred_element_type, result_layout: As for `spmm`.
+
+    Returns:
+      A `Plan`; its repr is meant to be read.
+
+    Raises:
+      TypeError, ValueError: As `spmm`, and for an unknown `op` or `arch`.
+    """
+    if op not in OPS:
+        raise ValueError(f"explain: op must be 'spmm', 'spmm_t' or 'sddmm', got {op!r}")
+    x, w, options = check(
+        "explain", x, w, precision, preferred_element_type, result_layout
+    )
+    platform, capability = _target(arch)
+    batch, rows = _batch_and_rows(x, w)
+    unfused = bias is not None or activation is not None
+    return _plan(op, platform, capability, batch, rows, w, options, unfused)
+
+
+def _batch_and_rows(x: Any, w: NMArray) -> tuple[int, Any]:
+    batch = math.prod(w.batch_shape)
+    if not w.batch_shape:
+        return 1, math.prod(x.shape[:-1])
+    ndim = len(w.batch_shape)
+    lead = x.shape[:-2]
+    rows = x.shape[-2] * math.prod(lead[: max(len(lead) - ndim, 0)])
+    aligned = (1,) * (ndim - len(lead)) + tuple(lead[max(len(lead) - ndim, 0) :])
+    for size, weights in zip(aligned, w.batch_shape, strict=True):
+        rows *= size if weights == 1 else 1
+    return batch, rows
+
+
+def _target(arch: int | str | None) -> tuple[str, int]:
+    """('cpu', 0), ('cuda', 90) or another platform."""
+    if arch is None:
+        device = jax.local_devices()[0]
+        platform = "cuda" if device.platform == "gpu" else device.platform
+        capability = getattr(device, "compute_capability", None)
+        if platform == "cuda" and capability is not None:
+            return "cuda", int(str(capability).replace(".", ""))
+        return platform, 0
+    if arch == "cpu":
+        return "cpu", 0
+    text = str(arch).removeprefix("sm_").removesuffix("a").replace(".", "")
+    if isinstance(arch, bool) or not text.isdecimal() or int(text) < 80:
+        raise ValueError(
+            "explain: arch must be 'cpu' or a CUDA compute capability of at least 8.0, "
+            f"written 90, 'sm_90' or '9.0', got {arch!r}"
+        )
+    return "cuda", int(text)
+
+
+def _plan(
+    op: str,
+    platform: str,
+    capability: int,
+    batch: int,
+    rows: Any,
+    w: NMArray,
+    options: Options,
+    unfused: bool,
+) -> Plan:
+    spec, dtype = options.spec, options.compute_dtype
+    cols = w.values.shape[-1]
+    out_dtype = options.result_dtype if op == "spmm" and not unfused else dtype
+    if op == "spmm" and unfused:
+        out_dtype = accumulator(dtype)
+    result_dtype = dtype if out_dtype == dtype else accumulator(dtype)
+    layout = options.result_layout if op == "spmm" else None
+    x_fm, y_fm = _lowering.layouts(platform, rows, layout)
+    problem = (
+        f"rows {rows}, depth {spec.depth}, cols {cols}, pattern {spec.pattern}, "
+        + (f"batch {batch}, " if w.batch_shape else "")
+        + f"{dtype.name} -> {result_dtype.name}, "
+        + f"{'feature' if x_fm else 'row'}-major x, {'feature' if y_fm else 'row'}-major y"
+    )
+    arguments = _lowering.problem_arguments(
+        op,
+        dtype,
+        result_dtype,
+        batch,
+        rows if isinstance(rows, int) else 0,
+        cols,
+        dataclasses.replace(spec, arch=capability),
+        x_fm,
+        y_fm,
+    )
+    if not _lowering.has_kernel_dtype(platform, dtype):
+        why = f"jax_nm has no {platform} kernels for {dtype.name}"
+        return Plan(op, platform, platform, problem, "xla_reference", (), why)
+    if not isinstance(rows, int):
+        why = "rows is symbolic: the kernel is chosen at run time from its size"
+        arch = f"sm_{capability}" if platform == "cuda" else _cpu.isa()
+        return Plan(op, platform, arch, problem, "chosen at run time", (), why)
+    if platform == "cpu":
+        choice = _cpu.plan(*arguments[:12])
+        arch = _cpu.isa()
+    else:
+        choice = _tuning.choose(*arguments)
+        arch = f"sm_{capability}"
+    return Plan(
+        op,
+        platform,
+        arch,
+        problem,
+        choice["kernel"],
+        tuple(choice["config"].items()),
+        choice["why"],
+        tuple((str(name), str(reason)) for name, reason in choice.get("rejected", ())),
+    )

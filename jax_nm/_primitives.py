@@ -1,0 +1,338 @@
+"""The three primitives and every contact with JAX's extension interface.
+
+The product is trilinear in (x, values, dy), so its three partial maps
+
+    spmm(x, values) -> y        spmm_t(dy, values) -> dx        sddmm(x, dy) -> dvalues
+
+are closed under differentiation: the tangents and cotangents of each are the other two,
+and every order of AD needs these alone. Operand shapes, with the weight's batch axes in
+front and any number of lead axes on the dense operands:
+
+    x, dx   [*batch, *lead, depth]      values   [*batch, kept, cols]
+    y, dy   [*batch, *lead, cols]       indices  [*batch, groups, kept]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir, xla
+from jax.sharding import PartitionSpec
+
+from jax_nm import _lowering
+from jax_nm._pattern import Pattern
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """The static parameters that all three primitives share.
+
+    Attributes:
+      pattern: The weight's pattern.
+      depth: The reduction length of x; under `shard_map`, of the local shard.
+      batch_ndim: How many leading axes of the operands belong to the weight.
+      highest: True for `Precision.HIGHEST`: true float32, cotangents not narrowed.
+      kernel: Forces a kernel by its id; 0 lets the tuning function choose.
+      arch: Chooses as that compute capability (times ten) would; 0 is the device's own.
+    """
+
+    pattern: Pattern
+    depth: int
+    batch_ndim: int = 0
+    highest: bool = False
+    kernel: int = 0
+    arch: int = 0
+
+
+def spmm(x, values, indices, *, spec: Spec, out_dtype, result_layout=None):
+    """y[r, c] = sum over j of x[r, source(g, j)] * values[j, c]."""
+    return spmm_p.bind(
+        *_vary_alike(x, values, indices),
+        spec=spec,
+        out_dtype=np.dtype(out_dtype),
+        result_layout=result_layout,
+    )
+
+
+def spmm_t(dy, values, indices, *, spec: Spec, out_dtype):
+    """dx[r, source(g, j)] += sum over c in g of dy[r, c] * values[j, c]."""
+    return spmm_t_p.bind(
+        *_vary_alike(dy, values, indices), spec=spec, out_dtype=np.dtype(out_dtype)
+    )
+
+
+def sddmm(x, dy, indices, *, spec: Spec, out_dtype):
+    """dvalues[j, c] = sum over r of x[r, source(g, j)] * dy[r, c]."""
+    return sddmm_p.bind(
+        *_vary_alike(x, dy, indices), spec=spec, out_dtype=np.dtype(out_dtype)
+    )
+
+
+spmm_p = Primitive("nm_spmm")
+spmm_t_p = Primitive("nm_spmm_t")
+sddmm_p = Primitive("nm_sddmm")
+PRIMITIVES = (spmm_p, spmm_t_p, sddmm_p)
+
+
+def spmm_saveable(prim, *_, **__) -> bool:
+    """A `jax.checkpoint` policy: keep the results of sparse products, recompute the rest.
+
+    Compose it with JAX's own, for example
+    ``jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.dots_saveable, jax_nm.spmm_saveable)``.
+    """
+    return prim in PRIMITIVES
+
+
+def _vary_alike(*operands):
+    """Makes operands vary over the same manual mesh axes, as `shard_map` requires.
+
+    The cast transposes to a sum over the added axes, which is what the gradient of a
+    replicated weight needs.
+    """
+    varying = [jax.typeof(a).manual_axis_type.varying for a in operands]
+    union = frozenset().union(*varying)
+    return [
+        jax.lax.pcast(a, tuple(union - mine), to="varying") if union - mine else a
+        for a, mine in zip(operands, varying, strict=True)
+    ]
+
+
+# Abstract evaluation. The operands' consistency is re-checked here, so that a wrong bind
+# fails at trace time; what a user can get wrong is reported by `_spmm`.
+
+
+def _result(like, shape, dtype, last):
+    """The type of a result sharded as `like`, except that `last` shards its last axis."""
+    named = like.sharding.spec[: len(shape) - 1]
+    used = {axis for entry in named for axis in _axes(entry)}
+    if used & set(_axes(last)):
+        last = None  # one mesh axis shards one dimension
+    return like.update(
+        shape=tuple(shape),
+        dtype=dtype,
+        weak_type=False,
+        sharding=like.sharding.update(spec=PartitionSpec(*named, last)),
+    )
+
+
+def _axes(entry) -> tuple:
+    if entry is None:
+        return ()
+    return entry if isinstance(entry, tuple) else (entry,)
+
+
+def _check(name: str, spec: Spec, dense, values, indices) -> None:
+    pattern, batch = spec.pattern, dense[0][1].shape[: spec.batch_ndim]
+    kept = pattern.kept(spec.depth)
+    cols = values[1].shape[-1]
+    expected = [
+        (*values, (*batch, kept, cols)),
+        (*indices, (*batch, pattern.groups(cols), kept)),
+    ]
+    lead = dense[0][1].shape[spec.batch_ndim : -1]
+    for label, aval in dense:
+        length = cols if label.endswith("y") else spec.depth
+        expected.append((label, aval, (*batch, *lead, length)))
+    for label, aval, shape in expected:
+        if tuple(aval.shape) != tuple(shape):
+            raise TypeError(
+                f"{name}: expected {label} of shape {tuple(shape)}, got "
+                f"{tuple(aval.shape)} (pattern {pattern}, depth {spec.depth})"
+            )
+    floating = [aval.dtype for _, aval in dense] + [values[1].dtype]
+    if len(set(floating)) > 1:
+        raise TypeError(f"{name}: operands must share one dtype, got {floating}")
+    if indices[1].dtype != np.uint8:
+        raise TypeError(f"{name}: expected uint8 indices, got {indices[1].dtype}")
+
+
+@spmm_p.def_abstract_eval
+def _spmm_abstract(x, values, indices, *, spec, out_dtype, result_layout):
+    _check("spmm", spec, [("x", x)], ("values", values), ("indices", indices))
+    shape = (*x.shape[:-1], values.shape[-1])
+    return _result(x, shape, out_dtype, values.sharding.spec[-1])
+
+
+@spmm_t_p.def_abstract_eval
+def _spmm_t_abstract(dy, values, indices, *, spec, out_dtype):
+    _check("spmm_t", spec, [("dy", dy)], ("values", values), ("indices", indices))
+    return _result(dy, (*dy.shape[:-1], spec.depth), out_dtype, None)
+
+
+@sddmm_p.def_abstract_eval
+def _sddmm_abstract(x, dy, indices, *, spec, out_dtype):
+    batch = x.shape[: spec.batch_ndim]
+    shape = (*batch, spec.pattern.kept(spec.depth), dy.shape[-1])
+    values = jax.core.ShapedArray(shape, x.dtype)
+    dense = [("x", x), ("dy", dy)]
+    _check("sddmm", spec, dense, ("values", values), ("indices", indices))
+    named = (*x.sharding.spec[: spec.batch_ndim], None)
+    like = x.update(
+        shape=shape, sharding=x.sharding.update(spec=PartitionSpec(*named, None))
+    )
+    return _result(like, shape, out_dtype, dy.sharding.spec[-1])
+
+
+# Differentiation.
+
+
+def _matching(operand, cotangent, spec: Spec):
+    """The two operands of a transposed product, in one compute dtype.
+
+    A cotangent wider than the operand (from `preferred_element_type`) is narrowed to the
+    operand's dtype, or keeps its precision under HIGHEST.
+    """
+    dtype = operand.dtype
+    if spec.highest:
+        dtype = jnp.promote_types(dtype, cotangent.dtype)
+    return operand.astype(dtype), cotangent.astype(dtype)
+
+
+def _bilinear_jvp(bind: Callable, primals, tangents, **params):
+    first, second, indices = primals
+    first_dot, second_dot, _ = tangents
+    result = bind(first, second, indices, **params)
+    terms = []
+    if type(first_dot) is not ad.Zero:
+        terms.append(bind(first_dot, second, indices, **params))
+    if type(second_dot) is not ad.Zero:
+        terms.append(bind(first, second_dot, indices, **params))
+    if not terms:
+        return result, ad.Zero.from_primal_value(result)
+    return result, functools.reduce(jnp.add, terms)
+
+
+def _transpose(ct, first, second, indices, *, spec, to_first, to_second):
+    """Sends the cotangent to the operand that is being solved for."""
+    if type(ct) is ad.Zero:
+        return None, None, None
+    if ad.is_undefined_primal(first):
+        other, ct = _matching(second, ct, spec)
+        result = to_first(ct, other, out_dtype=first.aval.dtype)
+        return _shard_like(first.aval, result), None, None
+    other, ct = _matching(first, ct, spec)
+    result = to_second(ct, other, out_dtype=second.aval.dtype)
+    return None, _shard_like(second.aval, result), None
+
+
+def _shard_like(aval, cotangent):
+    """Under explicit sharding, gives a cotangent the sharding of its primal."""
+    if jax.typeof(cotangent).sharding == aval.sharding:
+        return cotangent
+    return jax.sharding.reshard(cotangent, aval.sharding)
+
+
+def _spmm_transpose(ct, x, values, indices, *, spec, out_dtype, result_layout):
+    return _transpose(
+        ct,
+        x,
+        values,
+        indices,
+        spec=spec,
+        to_first=lambda dy, v, **kw: spmm_t(dy, v, indices, spec=spec, **kw),
+        to_second=lambda dy, x, **kw: sddmm(x, dy, indices, spec=spec, **kw),
+    )
+
+
+def _spmm_t_transpose(ct, dy, values, indices, *, spec, out_dtype):
+    return _transpose(
+        ct,
+        dy,
+        values,
+        indices,
+        spec=spec,
+        to_first=lambda x, v, **kw: spmm(x, v, indices, spec=spec, **kw),
+        to_second=lambda x, dy, **kw: sddmm(x, dy, indices, spec=spec, **kw),
+    )
+
+
+def _sddmm_transpose(ct, x, dy, indices, *, spec, out_dtype):
+    return _transpose(
+        ct,
+        x,
+        dy,
+        indices,
+        spec=spec,
+        to_first=lambda v, dy, **kw: spmm_t(dy, v, indices, spec=spec, **kw),
+        to_second=lambda v, x, **kw: spmm(x, v, indices, spec=spec, **kw),
+    )
+
+
+# Batching. The weight side of an operation is what carries `batch_ndim` axes in front; as
+# long as it is not mapped, a new axis only joins the lead axes and nothing is copied.
+
+
+def _batch_dense(
+    bind, operands, dims, *, spec: Spec, weight: tuple[bool, ...], **params
+):
+    """Batching rule; `weight` marks the operands (and the result) on the weight side."""
+    *weight_operands, weight_result = weight
+    mapped = [d is not None for d in dims]
+    if weight_result:  # sddmm: its result has no lead axes for a new axis to join
+        grouped = any(mapped)
+    else:
+        grouped = any(m and w for m, w in zip(mapped, weight_operands, strict=True))
+    if not grouped:
+        # The new axis becomes the first lead axis.
+        moved = [
+            a if d is None else jnp.moveaxis(a, d, spec.batch_ndim)
+            for a, d in zip(operands, dims, strict=True)
+        ]
+        return bind(*moved, spec=spec, **params), spec.batch_ndim
+    size = next(
+        a.shape[d] for a, d in zip(operands, dims, strict=True) if d is not None
+    )
+    moved = [
+        jnp.broadcast_to(a, (size, *a.shape)) if d is None else jnp.moveaxis(a, d, 0)
+        for a, d in zip(operands, dims, strict=True)
+    ]
+    spec = dataclasses.replace(spec, batch_ndim=spec.batch_ndim + 1)
+    return bind(*moved, spec=spec, **params), 0
+
+
+def _register(
+    prim: Primitive,
+    bind: Callable,
+    transpose: Callable,
+    weight: tuple[bool, ...],
+    lower: Callable[..., Any],
+) -> None:
+    prim.def_impl(functools.partial(xla.apply_primitive, prim))
+    ad.primitive_jvps[prim] = functools.partial(_bilinear_jvp, bind)
+    ad.primitive_transposes[prim] = transpose
+    batching.primitive_batchers[prim] = functools.partial(
+        _batch_dense, bind, weight=weight
+    )
+    for platform in _lowering.PLATFORMS:
+        rule = _lower_plain(functools.partial(lower, platform))
+        mlir.register_lowering(prim, rule, platform=platform)
+
+
+def _lower_plain(fun: Callable) -> Callable:
+    """Lowers a function of arrays, with the operands' shapes and dtypes alone.
+
+    Shardings and manual axes were settled by the primitive's own type; the plain calls
+    inside the lowering must not be checked against them again.
+    """
+    lowered = mlir.lower_fun(fun, multiple_results=False)
+
+    def rule(ctx, *operands, **params):
+        plain = [jax.core.ShapedArray(a.shape, a.dtype) for a in ctx.avals_in]
+        return lowered(ctx.replace(avals_in=plain), *operands, **params)
+
+    return rule
+
+
+_register(spmm_p, spmm, _spmm_transpose, (False, True, True, False), _lowering.spmm)
+_register(
+    spmm_t_p, spmm_t, _spmm_t_transpose, (False, True, True, False), _lowering.spmm_t
+)
+_register(sddmm_p, sddmm, _sddmm_transpose, (False, False, True, True), _lowering.sddmm)

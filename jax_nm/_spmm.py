@@ -1,0 +1,372 @@
+"""The public products: the one place where a user's mistakes are reported."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_nm import _primitives
+from jax_nm._array import NMArray, check_leaves
+from jax_nm._primitives import Spec
+from jax_nm._prune import check_array, check_floating
+from jax_nm._reference import accumulator
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "relu": jax.nn.relu,
+    "gelu": jax.nn.gelu,
+    "gelu_exact": functools.partial(jax.nn.gelu, approximate=False),
+    "silu": jax.nn.silu,
+}
+
+_PRECISIONS = {
+    None: False,
+    "default": False,
+    "high": False,
+    "tensorfloat32": False,
+    "highest": True,
+    "float32": True,
+    jax.lax.Precision.DEFAULT: False,
+    jax.lax.Precision.HIGH: False,
+    jax.lax.Precision.HIGHEST: True,
+}
+
+
+def spmm(
+    x: Any,
+    w: NMArray,
+    bias: Any = None,
+    activation: str | Callable[[jax.Array], jax.Array] | None = None,
+    precision: Any = None,
+    preferred_element_type: Any = None,
+    result_layout: str | None = None,
+) -> jax.Array:
+    """The product with an N:M-sparse weight, in place of ``x @ W``.
+
+        y[r, c] = act(sum over kept slots j of x[r, source(g, j)] * values[j, c] + bias[c])
+
+    with ``g = c // vector_length``. Works under `jit`, `grad`, `vmap`, `scan`,
+    `jax.checkpoint` and `shard_map`, with gradients for `x`, ``w.values`` and `bias`. Sums
+    are kept in float32 (float64 for float64), the bias and the activation act on that
+    sum, and the result is rounded once.
+
+    Args:
+      x: ``[..., depth]``, floating. A batched `w` broadcasts against ``x.shape[:-2]`` as
+        `numpy.matmul` does, and `x` then has at least 2 axes.
+      w: The weight, from `jax_nm.compress`. Inside `shard_map` its leaves may be shards:
+        of cols by whole groups, of depth by whole windows.
+      bias: ``[cols]``, or ``[*batch, cols]`` for a batched `w`.
+      activation: 'relu', 'gelu' (tanh form, `jax.nn.gelu`), 'gelu_exact', 'silu', or a
+        hashable callable.
+      precision: As for `jax.numpy.matmul`; None means `jax.default_matmul_precision`. For
+        float32 on a GPU, DEFAULT, HIGH and 'tensorfloat32' may use TF32; HIGHEST and
+        'float32' are true float32, and keep wide cotangents wide.
+      preferred_element_type: The floating dtype of the result; by default the promoted
+        dtype of `x` and ``w.values``.
+      result_layout: 'row' or 'feature': how the result should lie in memory, when its
+        consumer is known to prefer one. It changes no value. By default it follows x.
+
+    Returns:
+      ``[..., cols]``.
+
+    Raises:
+      TypeError: If an argument has the wrong type or dtype.
+      ValueError: If shapes disagree, or an option is none of those listed.
+
+    Source: NM-SpMM, arXiv 2503.01253.
+
+    >>> import jax.numpy as jnp, jax_nm
+    >>> pattern = jax_nm.Pattern(1, 2, vector_length=2)
+    >>> w = jax_nm.compress(jnp.arange(8.0).reshape(4, 2), pattern)
+    >>> jax_nm.spmm(jnp.ones((1, 4)), w).tolist()
+    [[8.0, 10.0]]
+    """
+    x, w, options = check(
+        "spmm", x, w, precision, preferred_element_type, result_layout
+    )
+    batch = _broadcast("spmm", x, w)
+    if bias is not None:
+        bias = _check_bias(bias, w, batch)
+    return _spmm(
+        x,
+        w.values,
+        w.indices,
+        bias,
+        activation=_check_activation(activation),
+        options=options,
+    )
+
+
+def spmm_fm(xT: Any, w: NMArray, **keywords: Any) -> jax.Array:
+    """`spmm` on logically transposed operands: ``xT [..., depth, rows] -> [..., cols, rows]``.
+
+        yT[c, r] = sum over kept slots j of xT[source(g, j), r] * values[j, c]
+
+    On the GPU the kernels read and write rows contiguously. XLA fits its layouts around
+    them, except for the carry of a `scan` or `while` loop, which keeps the default layout
+    and costs a transpose per iteration; a carry of this form costs none.
+
+    Args, Returns, Raises: those of `spmm`, with the last two axes of x and y swapped.
+    """
+    xT = check_array("spmm_fm", "xT", xT)
+    if xT.ndim < 2:
+        raise ValueError(
+            f"spmm_fm: xT must have shape [..., depth, rows], got {xT.shape}; use spmm "
+            "for a single row"
+        )
+    return jnp.swapaxes(spmm(jnp.swapaxes(xT, -1, -2), w, **keywords), -1, -2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The static half of a call, after checking."""
+
+    spec: Spec
+    compute_dtype: np.dtype
+    result_dtype: np.dtype
+    result_layout: str | None
+
+
+def check(
+    function: str,
+    x: Any,
+    w: Any,
+    precision: Any = None,
+    preferred_element_type: Any = None,
+    result_layout: str | None = None,
+) -> tuple[Any, NMArray, Options]:
+    """Checks the operands of a product and settles its static options."""
+    if not isinstance(w, NMArray):
+        raise TypeError(
+            f"{function}: w must be a jax_nm.NMArray, got {type(w).__name__}; make it "
+            "with jax_nm.compress(kernel, pattern)"
+        )
+    if isinstance(x, NMArray):
+        raise TypeError(
+            f"{function}: x must be dense, got an NMArray; the product of two sparse "
+            "arrays is not supported, use x.todense()"
+        )
+    if not isinstance(x, jax.ShapeDtypeStruct):
+        x = check_array(function, "x", x)
+    check_floating(function, "x", x.dtype)
+    check_leaves(function, w)
+    check_floating(function, "w.values", w.values.dtype)
+    if x.ndim < 1:
+        raise ValueError(
+            f"{function}: x must have shape [..., depth], got a scalar; "
+            f"the last axis of x must be {w.depth}"
+        )
+    depth = _check_depth(function, x, w)
+    _check_cols(function, w)
+
+    compute = jnp.promote_types(x.dtype, w.values.dtype)
+    result = compute
+    if preferred_element_type is not None:
+        try:
+            result = jnp.dtype(preferred_element_type)
+        except TypeError as error:
+            raise TypeError(
+                f"{function}: preferred_element_type must be a floating dtype, got "
+                f"{preferred_element_type!r}"
+            ) from error
+        check_floating(function, "preferred_element_type", result)
+        result = jax.dtypes.canonicalize_dtype(result)
+    if result_layout not in (None, "row", "feature"):
+        raise ValueError(
+            f"{function}: result_layout must be None, 'row' or 'feature', got "
+            f"{result_layout!r}"
+        )
+    spec = Spec(w.pattern, depth, highest=_check_precision(function, precision))
+    return x, w, Options(spec, np.dtype(compute), np.dtype(result), result_layout)
+
+
+def _check_depth(function: str, x: Any, w: NMArray) -> int:
+    pattern, depth, kept = w.pattern, x.shape[-1], w.values.shape[-2]
+    fix = f"the last axis of x must be {w.depth}"
+    if not isinstance(depth, int):
+        raise ValueError(
+            f"{function}: x has a symbolic depth {depth}, but w was compressed from depth "
+            f"{w.depth}; {fix}"
+        )
+    if depth != w.depth:
+        if not _inside_shard_map() or kept == pattern.kept(w.depth):
+            raise ValueError(
+                f"{function}: x has depth {depth} but w was compressed from depth "
+                f"{w.depth}; {fix}"
+            )
+        if depth % pattern.m or w.depth % depth:
+            raise ValueError(
+                f"{function}: this shard holds {depth} of depth {w.depth}, which cuts a "
+                f"window of {pattern.m}; shard depth over a number of devices that "
+                f"leaves each a multiple of m={pattern.m}"
+            )
+    if kept != pattern.kept(depth):
+        raise ValueError(
+            f"{function}: w.values must have {pattern.kept(depth)} rows for depth {depth} "
+            f"and pattern {pattern}, got shape {tuple(w.values.shape)}; under shard_map, "
+            "shard the depth of x and the kept axis of w.values and w.indices alike"
+        )
+    return depth
+
+
+def _check_cols(function: str, w: NMArray) -> None:
+    pattern, cols = w.pattern, w.values.shape[-1]
+    if cols != w.cols:
+        if not _inside_shard_map():
+            raise ValueError(
+                f"{function}: w.values has {cols} columns but w was compressed from "
+                f"{w.cols}; outside shard_map an NMArray must be whole, so compress the "
+                "slice of the kernel instead of slicing w"
+            )
+        if cols % pattern.vector_length:
+            raise ValueError(
+                f"{function}: this shard holds {cols} of {w.cols} columns, which cuts a "
+                f"group of vector_length {pattern.vector_length}; shard cols over a "
+                "number of devices that leaves each a multiple of it, or prune with a "
+                f"vector_length that divides {cols}"
+            )
+    expected = (pattern.groups(cols), w.values.shape[-2])
+    if tuple(w.indices.shape[-2:]) != expected:
+        raise ValueError(
+            f"{function}: w.indices must have shape [..., {expected[0]}, {expected[1]}] "
+            f"beside values of shape {tuple(w.values.shape)}, got "
+            f"{tuple(w.indices.shape)}; under shard_map, shard indices like values (its "
+            "groups as cols, its kept axis as kept)"
+        )
+
+
+def _inside_shard_map() -> bool:
+    return bool(jax.sharding.get_abstract_mesh().manual_axes)
+
+
+def _check_precision(function: str, precision: Any) -> bool:
+    """Whether true float32 is asked for."""
+    if precision is None:
+        precision = jax.config.jax_default_matmul_precision
+    key = precision.lower() if isinstance(precision, str) else precision
+    try:
+        return _PRECISIONS[key]
+    except (KeyError, TypeError):
+        raise ValueError(
+            f"{function}: precision must be jax.lax.Precision.DEFAULT, HIGH or HIGHEST, "
+            "or 'default', 'high', 'tensorfloat32', 'highest' or 'float32' (as an "
+            f"argument or in jax.default_matmul_precision), got {precision!r}"
+        ) from None
+
+
+def _check_activation(activation: Any) -> Any:
+    if activation is None:
+        return None
+    if isinstance(activation, str):
+        if activation not in ACTIVATIONS:
+            raise ValueError(
+                f"spmm: activation must be one of {', '.join(map(repr, ACTIVATIONS))} or "
+                f"a callable, got {activation!r}"
+            )
+        return activation
+    if not callable(activation):
+        raise TypeError(
+            f"spmm: activation must be a string or a callable, got {activation!r}"
+        )
+    for name, function in ACTIVATIONS.items():
+        if activation is function:
+            return name
+    try:
+        hash(activation)
+    except TypeError:
+        raise TypeError(
+            "spmm: activation must be hashable, because it is a static argument of the "
+            f"compiled product, got {activation!r}; apply it to the result instead"
+        ) from None
+    return activation
+
+
+def _check_bias(bias: Any, w: NMArray, batch: tuple[int, ...]) -> jax.Array:
+    bias = check_array("spmm", "bias", bias)
+    check_floating("spmm", "bias", bias.dtype)
+    cols = w.values.shape[-1]
+    allowed = {(cols,), (*w.batch_shape, cols), (*batch, cols)}
+    if not w.batch_shape:
+        allowed = {(cols,)}
+    if tuple(bias.shape) not in allowed:
+        shapes = " or ".join(str(list(shape)) for shape in sorted(allowed, key=len))
+        raise ValueError(f"spmm: bias must have shape {shapes}, got {list(bias.shape)}")
+    return bias
+
+
+def _broadcast(function: str, x: Any, w: NMArray) -> tuple[int, ...]:
+    """The leading axes of the result when w is batched; () otherwise."""
+    if not w.batch_shape:
+        return ()
+    if x.ndim < 2:
+        raise ValueError(
+            f"{function}: x must have at least 2 axes for a batched w of shape {w.shape}, "
+            f"got {x.shape}; add an axis for the rows, x[None, :]"
+        )
+    try:
+        return np.broadcast_shapes(x.shape[:-2], w.batch_shape)
+    except ValueError:
+        raise ValueError(
+            f"{function}: x of shape {x.shape} and w of shape {w.shape} must have leading "
+            f"axes that broadcast, as for numpy.matmul, got {x.shape[:-2]} and "
+            f"{w.batch_shape}"
+        ) from None
+
+
+@functools.partial(jax.jit, static_argnames=["activation", "options"])
+def _spmm(x, values, indices, bias, *, activation, options: Options) -> jax.Array:
+    result_dtype = options.result_dtype
+    x = x.astype(options.compute_dtype)
+    values = values.astype(options.compute_dtype)
+    unfused = bias is not None or activation is not None
+    out_dtype = accumulator(options.compute_dtype) if unfused else result_dtype
+    y = _matmul(x, values, indices, options, out_dtype)
+    if bias is not None:
+        bias = bias.astype(out_dtype)
+        y = y + (bias if values.ndim == 2 else bias[..., None, :])
+    if activation is not None:
+        y = ACTIVATIONS.get(activation, activation)(y)
+    return y.astype(result_dtype)
+
+
+def _matmul(x, values, indices, options: Options, out_dtype) -> jax.Array:
+    """Binds the primitive, with the leading axes sorted into batch and rows.
+
+    An axis along which w has one weight only is an axis of rows, wherever it stands, so
+    no weight is ever repeated; x is repeated along the axes that it lacks.
+    """
+    batch_shape = values.shape[:-2]
+    if not batch_shape:
+        return _primitives.spmm(
+            x,
+            values,
+            indices,
+            spec=options.spec,
+            out_dtype=out_dtype,
+            result_layout=options.result_layout,
+        )
+    ndim = max(x.ndim - 2, len(batch_shape))
+    x = x.reshape((1,) * (ndim + 2 - x.ndim) + x.shape)
+    batch_shape = (1,) * (ndim - len(batch_shape)) + batch_shape
+    batch = [i for i in range(ndim) if batch_shape[i] != 1]
+    lead = [i for i in range(ndim) if batch_shape[i] == 1]
+
+    sizes = tuple(batch_shape[i] for i in batch)
+    values = values.reshape(*sizes, *values.shape[-2:])
+    indices = indices.reshape(*sizes, *indices.shape[-2:])
+    x = jnp.moveaxis(x, batch, range(len(batch)))
+    x = jnp.broadcast_to(x, (*sizes, *x.shape[len(batch) :]))
+    y = _primitives.spmm(
+        x,
+        values,
+        indices,
+        spec=dataclasses.replace(options.spec, batch_ndim=len(batch)),
+        out_dtype=out_dtype,
+        result_layout=options.result_layout,
+    )
+    return jnp.moveaxis(y, range(ndim), [*batch, *lead])
