@@ -63,8 +63,7 @@ inline ffi::ErrorOr<DType> ToDType(ffi::DataType dtype) {
   }
 }
 
-inline ffi::Error CheckShape(const char* target, const char* name,
-                             ffi::AnyBuffer::Dimensions dims,
+inline ffi::Error CheckShape(const char* target, const char* name, ffi::AnyBuffer::Dimensions dims,
                              std::initializer_list<int64_t> expected) {
   bool same = dims.size() == expected.size();
   for (size_t i = 0; same && i < expected.size(); ++i) same = dims[i] == expected.begin()[i];
@@ -100,8 +99,7 @@ inline ffi::ErrorOr<Problem> MakeProblem(Op op, const Attributes& attributes,
   }
 
   const ffi::AnyBuffer& x_like = op == Op::kSpmmT ? result : first;
-  const ffi::AnyBuffer& y_like =
-      op == Op::kSpmm ? result : (op == Op::kSpmmT ? first : second);
+  const ffi::AnyBuffer& y_like = op == Op::kSpmm ? result : (op == Op::kSpmmT ? first : second);
   const ffi::AnyBuffer& values_like = op == Op::kSddmm ? result : second;
   for (const ffi::AnyBuffer* buffer : {&x_like, &y_like, &values_like, &indices}) {
     if (buffer->dimensions().size() != 3) {
@@ -132,13 +130,13 @@ inline ffi::ErrorOr<Problem> MakeProblem(Op op, const Attributes& attributes,
       e.failure()) {
     return ffi::Unexpected(e);
   }
-  if (ffi::Error e = CheckShape(target, "values", values_like.dimensions(),
-                                {p.batch, p.kept, p.cols});
+  if (ffi::Error e =
+          CheckShape(target, "values", values_like.dimensions(), {p.batch, p.kept, p.cols});
       e.failure()) {
     return ffi::Unexpected(e);
   }
-  if (ffi::Error e = CheckShape(target, "indices", indices.dimensions(),
-                                {p.batch, p.groups, p.kept});
+  if (ffi::Error e =
+          CheckShape(target, "indices", indices.dimensions(), {p.batch, p.groups, p.kept});
       e.failure()) {
     return ffi::Unexpected(e);
   }
@@ -153,9 +151,11 @@ inline ffi::ErrorOr<Problem> MakeProblem(Op op, const Attributes& attributes,
   if (result_dtype.has_error()) return ffi::Unexpected(result_dtype.error());
   p.dtype = dtype.value();
   p.result_dtype = result_dtype.value();
-  if (p.result_dtype != p.dtype && !(ByteWidth(p.dtype) == 2 && p.result_dtype == DType::kFloat32)) {
-    return fail("expected the result to have the operands' dtype, or float32 for half-precision "
-                "operands");
+  if (p.result_dtype != p.dtype &&
+      !(ByteWidth(p.dtype) == 2 && p.result_dtype == DType::kFloat32)) {
+    return fail(
+        "expected the result to have the operands' dtype, or float32 for half-precision "
+        "operands");
   }
   return p;
 }

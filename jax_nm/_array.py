@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_nm._checks import SUPPORTED_TEXT, check_leaves, check_whole, is_supported
 from jax_nm._pattern import Pattern
 
 
@@ -77,41 +78,46 @@ class NMArray:
 
     def astype(self, dtype: Any) -> NMArray:
         """The same weight with `values` cast to a floating `dtype`."""
-        dtype = jnp.dtype(dtype)
-        if not jnp.issubdtype(dtype, jnp.floating):
+        try:
+            target = jnp.dtype(dtype)
+        except TypeError:
+            target = None
+        if not is_supported(target):
             raise TypeError(
-                f"NMArray.astype: dtype must be floating, got {dtype}; the values of a "
-                "sparse weight are float32, bfloat16, float16 or float64"
+                f"NMArray.astype: dtype must be {SUPPORTED_TEXT}, got {dtype!r}; a "
+                "sparse weight has no values of another dtype"
             )
-        return dataclasses.replace(self, values=self.values.astype(dtype))
+        check_leaves("NMArray.astype", self)
+        return dataclasses.replace(self, values=self.values.astype(target))
 
     def todense(self) -> jax.Array:
         """The dense weight ``[*batch, depth, cols]``."""
-        return self._scatter(self.values)
+        check_whole("NMArray.todense", self)
+        return _scatter(self.values, self.indices, self.pattern, self.depth)
 
     def mask(self) -> jax.Array:
         """bool ``[*batch, depth, cols]``: True where the pattern keeps an element."""
-        return self._scatter(jnp.ones(self.values.shape, bool))
-
-    def _scatter(self, kept: jax.Array) -> jax.Array:
-        pattern, depth, cols = self.pattern, self.depth, self.cols
-        # A padding slot writes to row `depth`, which the scatter drops.
-        slots = pattern.is_slot(depth)
-        group = np.arange(cols) // pattern.vector_length
-
-        def scatter(kept: jax.Array, indices: jax.Array) -> jax.Array:
-            source = jnp.where(slots, pattern.source(indices, depth), depth)
-            dense = jnp.zeros((depth, cols), kept.dtype)
-            return dense.at[source[group].T, np.arange(cols)].set(kept, mode="drop")
-
-        for _ in self.batch_shape:
-            scatter = jax.vmap(scatter)
-        return scatter(jnp.asarray(kept), jnp.asarray(self.indices))
+        check_whole("NMArray.mask", self)
+        kept = jnp.ones(self.values.shape, bool)
+        return _scatter(kept, self.indices, self.pattern, self.depth)
 
     def __rmatmul__(self, x: Any) -> jax.Array:
         from jax_nm._spmm import spmm
 
         return spmm(x, self)
+
+    def __matmul__(self, other: Any) -> NoReturn:
+        raise TypeError(
+            "NMArray: a sparse weight must stand on the right of @, as in x @ w with a "
+            f"dense x, got w @ {type(other).__name__}; for another product use "
+            "w.todense()"
+        )
+
+    def __array__(self, *_: Any, **__: Any) -> NoReturn:
+        raise TypeError(
+            "NMArray: the conversion to a dense array must be explicit, got an "
+            "implicit one; write w.todense()"
+        )
 
     def __repr__(self) -> str:
         leaves = ", ".join(
@@ -120,6 +126,26 @@ class NMArray:
         return (
             f"NMArray({self.pattern}, depth={self.depth}, cols={self.cols}, {leaves})"
         )
+
+
+@functools.partial(jax.jit, static_argnames=["pattern", "depth"])
+def _scatter(
+    kept: jax.Array, indices: jax.Array, pattern: Pattern, depth: int
+) -> jax.Array:
+    """[..., kept, cols] -> [..., depth, cols]: each slot in the row that it names."""
+    cols = kept.shape[-1]
+    # A padding slot writes to row `depth`, which the scatter drops.
+    slots = pattern.is_slot(depth)
+    group = np.arange(cols) // pattern.vector_length
+
+    def scatter(kept: jax.Array, indices: jax.Array) -> jax.Array:
+        source = jnp.where(slots, pattern.source(indices, depth), depth)
+        dense = jnp.zeros((depth, cols), kept.dtype)
+        return dense.at[source[group].T, np.arange(cols)].set(kept, mode="drop")
+
+    for _ in kept.shape[:-2]:
+        scatter = jax.vmap(scatter)
+    return scatter(kept, indices)
 
 
 def _describe(leaf: Any) -> str:
@@ -138,11 +164,14 @@ def validate(w: NMArray) -> NMArray:
     Raises:
       TypeError: If `w` is no `NMArray`, its leaves are not concrete arrays, or a dtype
         is wrong.
-      ValueError: If shapes disagree with pattern, depth and cols, or an index is outside
-        its window, beyond the depth, or not ascending inside its window.
+      ValueError: If shapes disagree with pattern, depth and cols, or an index is
+        outside its window, beyond the depth, or not ascending inside its window.
     """
     if not isinstance(w, NMArray):
-        raise TypeError(f"validate: w must be an NMArray, got {type(w).__name__}")
+        raise TypeError(
+            f"validate: w must be a jax_nm.NMArray, got {type(w).__name__}; make it "
+            "with jax_nm.compress(kernel, pattern)"
+        )
     for name in ("values", "indices"):
         leaf = getattr(w, name)
         if isinstance(leaf, jax.core.Tracer) or not isinstance(
@@ -152,29 +181,18 @@ def validate(w: NMArray) -> NMArray:
                 f"validate: w.{name} must be a concrete array, got "
                 f"{type(leaf).__name__}; call validate outside jit, on real weights"
             )
-    check_leaves("validate", w)
+    check_whole("validate", w)
     pattern, depth = w.pattern, w.depth
-    batch = w.batch_shape
-    expected = {
-        "values": (*batch, pattern.kept(depth), w.cols),
-        "indices": (*batch, pattern.groups(w.cols), pattern.kept(depth)),
-    }
-    for name, shape in expected.items():
-        got = tuple(getattr(w, name).shape)
-        if got != shape:
-            raise ValueError(
-                f"validate: w.{name} must have shape {shape} for pattern {pattern}, "
-                f"depth {depth} and cols {w.cols}, got {got}; build w with compress"
-            )
     offset = np.asarray(w.indices).astype(np.int64)
     offset = offset.reshape(*offset.shape[:-1], pattern.windows(depth), pattern.n)
     slot = pattern.is_slot(depth).reshape(offset.shape[-2:])
     rows = np.minimum(pattern.m, depth - pattern.m * np.arange(offset.shape[-2]))
     if (slot & (offset >= rows[:, None])).any():
         raise ValueError(
-            "validate: w.indices must lie inside their window (below m, and below depth "
-            f"in a ragged last one), got an offset of {int(offset[..., slot].max())} "
-            f"with m={pattern.m}, depth={depth}; build w with compress"
+            "validate: w.indices must lie inside their window (below m, and below "
+            "depth in a ragged last one), got an offset of "
+            f"{np.max(offset[..., slot])} with m={pattern.m}, depth={depth}; build w "
+            "with compress"
         )
     if (slot[..., 1:] & (offset[..., 1:] <= offset[..., :-1])).any():
         raise ValueError(
@@ -182,34 +200,3 @@ def validate(w: NMArray) -> NMArray:
             "repeated or descending offset; sort the slots of each window, values too"
         )
     return w
-
-
-def check_leaves(function: str, w: NMArray) -> None:
-    """Raises unless the leaves of `w` are arrays of the right kind and rank."""
-    for name in ("values", "indices"):
-        leaf = getattr(w, name)
-        if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
-            raise TypeError(
-                f"{function}: w.{name} must be an array, got {leaf!r}; after "
-                "jax_nm.partition, rebuild w with jax_nm.combine before using it"
-            )
-        if len(leaf.shape) < 2:
-            raise ValueError(
-                f"{function}: w.{name} must have at least 2 axes, got shape "
-                f"{tuple(leaf.shape)}; build w with jax_nm.compress"
-            )
-    if not jnp.issubdtype(w.values.dtype, jnp.floating):
-        raise TypeError(
-            f"{function}: w.values must be floating, got {w.values.dtype}; cast with "
-            "w.astype(jnp.float32) or rebuild w with jax_nm.compress"
-        )
-    if w.indices.dtype != jnp.uint8:
-        raise TypeError(
-            f"{function}: w.indices must be uint8, got {w.indices.dtype}; offsets "
-            "inside a window fit one byte, cast with astype(jnp.uint8)"
-        )
-    if w.values.shape[:-2] != w.indices.shape[:-2]:
-        raise ValueError(
-            f"{function}: w.values and w.indices must share their leading axes, got "
-            f"{tuple(w.values.shape)} and {tuple(w.indices.shape)}"
-        )

@@ -1,8 +1,8 @@
-"""From a primitive to a custom call: targets, layouts, padding, workspace, per platform.
+"""From a primitive to a custom call: targets, layouts, padding and workspace.
 
-Every call crosses into C++ in one canonical form, matrices of rank 3 with the product of
-the weight's batch axes in front, and the lead axes of the dense operands flattened to
-`rows`. A platform without kernels runs `_reference` instead.
+Every call crosses into C++ in one canonical form, matrices of rank 3 with the product
+of the weight's batch axes in front, and the lead axes of the dense operands flattened
+to `rows`. A platform without kernels runs `_reference` instead.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import importlib
 import math
 import types
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -20,13 +20,16 @@ import numpy as np
 
 from jax_nm import _reference
 
+if TYPE_CHECKING:
+    from jax_nm._primitives import Spec
+
 try:
     from jax_nm import _cpu, _tuning
 except ImportError as error:
     raise ImportError(
-        "jax_nm: the compiled modules are missing, so this is probably the source tree "
-        "and not the installed package. Run `pip install .` in the checkout, then start "
-        "Python elsewhere, or use the installed console script `jax-nm`."
+        "jax_nm: the compiled modules are missing, so this is probably the source "
+        "tree and not the installed package. Run `pip install .` in the checkout, then "
+        "start Python elsewhere, or use the installed console script `jax-nm`."
     ) from error
 
 # None is the rule of every platform that is not named.
@@ -70,19 +73,53 @@ def target_name(op: str) -> str:
     return f"jax_nm.{op}.v1"
 
 
-def spmm(platform, x, values, indices, *, spec, out_dtype, result_layout):
+def spmm(
+    platform: str | None,
+    x: jax.Array,
+    values: jax.Array,
+    indices: jax.Array,
+    *,
+    spec: Spec,
+    out_dtype: np.dtype,
+    result_layout: str | None,
+) -> jax.Array:
     return _call("spmm", platform, x, values, indices, spec, out_dtype, result_layout)
 
 
-def spmm_t(platform, dy, values, indices, *, spec, out_dtype):
+def spmm_t(
+    platform: str | None,
+    dy: jax.Array,
+    values: jax.Array,
+    indices: jax.Array,
+    *,
+    spec: Spec,
+    out_dtype: np.dtype,
+) -> jax.Array:
     return _call("spmm_t", platform, dy, values, indices, spec, out_dtype)
 
 
-def sddmm(platform, x, dy, indices, *, spec, out_dtype):
+def sddmm(
+    platform: str | None,
+    x: jax.Array,
+    dy: jax.Array,
+    indices: jax.Array,
+    *,
+    spec: Spec,
+    out_dtype: np.dtype,
+) -> jax.Array:
     return _call("sddmm", platform, x, dy, indices, spec, out_dtype)
 
 
-def _call(op, platform, first, second, indices, spec, out_dtype, result_layout=None):
+def _call(
+    op: str,
+    platform: str | None,
+    first: jax.Array,
+    second: jax.Array,
+    indices: jax.Array,
+    spec: Spec,
+    out_dtype: np.dtype,
+    result_layout: str | None = None,
+) -> jax.Array:
     ndim, pattern = spec.batch_ndim, spec.pattern
     batch = first.shape[:ndim]
     lead = first.shape[ndim:-1]
@@ -98,6 +135,10 @@ def _call(op, platform, first, second, indices, spec, out_dtype, result_layout=N
         shape = (*batch, *lead, cols if op == "spmm" else spec.depth)
     indices = indices.reshape(merged[0], *indices.shape[-2:])
 
+    sizes = (*first.shape, *second.shape, spec.depth)
+    if any(size == 0 for size in sizes if not _symbolic(size)):
+        # An empty sum; XLA's CPU compiler cannot lay out its operands feature-major.
+        return jnp.zeros(shape, out_dtype)
     dtype = np.dtype(first.dtype)
     if has_kernel(platform, dtype):
         call = functools.partial(_ffi, op, platform, result_layout=result_layout)
@@ -131,7 +172,15 @@ def _warn_no_cuda() -> None:
     )
 
 
-def _mapped_reference(op, first, second, indices, *, spec, out_dtype):
+def _mapped_reference(
+    op: str,
+    first: jax.Array,
+    second: jax.Array,
+    indices: jax.Array,
+    *,
+    spec: Spec,
+    out_dtype: np.dtype,
+) -> jax.Array:
     del out_dtype
     fun = functools.partial(
         getattr(_reference, op), pattern=spec.pattern, depth=spec.depth
@@ -139,7 +188,17 @@ def _mapped_reference(op, first, second, indices, *, spec, out_dtype):
     return jax.vmap(fun)(first, second, indices)
 
 
-def _ffi(op, platform, first, second, indices, *, spec, out_dtype, result_layout):
+def _ffi(
+    op: str,
+    platform: str | None,
+    first: jax.Array,
+    second: jax.Array,
+    indices: jax.Array,
+    *,
+    spec: Spec,
+    out_dtype: np.dtype,
+    result_layout: str | None,
+) -> jax.Array:
     batch, rows, _ = first.shape
     dtype = np.dtype(first.dtype)
     result_dtype = dtype if out_dtype == dtype else _reference.accumulator(dtype)
@@ -171,7 +230,7 @@ def _ffi(op, platform, first, second, indices, *, spec, out_dtype, result_layout
     }[op]
 
     results = [jax.ShapeDtypeStruct(shape, result_dtype)]
-    result_orders = [result_order]
+    result_orders: list[tuple[int, ...]] = [result_order]
     if platform == "cuda":
         size = 0
         if not _symbolic(rows) and not _symbolic(batch):
@@ -204,7 +263,9 @@ def _ffi(op, platform, first, second, indices, *, spec, out_dtype, result_layout
     return result[:, :rows] if pad and op != "sddmm" else result
 
 
-def layouts(platform: str | None, rows: Any, result_layout: str | None):
+def layouts(
+    platform: str | None, rows: Any, result_layout: str | None
+) -> tuple[bool, bool]:
     """Whether x-like and y-like matrices cross the call with rows contiguous.
 
     On the GPU they do when rows is symbolic or exceeds `FEATURE_MAJOR_ROWS`. The CPU
@@ -219,7 +280,15 @@ def layouts(platform: str | None, rows: Any, result_layout: str | None):
 
 
 def problem_arguments(
-    op, dtype, result_dtype, batch, rows, cols, spec, x_fm, y_fm
+    op: str,
+    dtype: Any,
+    result_dtype: Any,
+    batch: int,
+    rows: int,
+    cols: int,
+    spec: Spec,
+    x_fm: bool,
+    y_fm: bool,
 ) -> tuple:
     """A problem as `_tuning` takes it, in its argument order."""
     pattern = spec.pattern

@@ -48,9 +48,12 @@ class Pattern:
                     raise TypeError
                 value = operator.index(value)
             except TypeError:
+                fix = "patterns are static, pass a concrete int"
+                if isinstance(value, str):
+                    fix = "use Pattern.parse for a pattern written as text"
                 raise TypeError(
                     f"Pattern: {name} must be a Python integer, got {value!r} of type "
-                    f"{type(value).__name__}; patterns are static, pass a concrete int"
+                    f"{type(value).__name__}; {fix}"
                 ) from None
             object.__setattr__(self, name, value)
         if not 1 <= self.m <= MAX_M:
@@ -74,13 +77,14 @@ class Pattern:
         """Reads ``"n:m"`` (vector length 128) or ``"n:m:vector_length"``."""
         if not isinstance(text, str):
             raise TypeError(
-                f"Pattern.parse: text must be a string such as '8:32:128', got {text!r}"
+                "Pattern.parse: text must be a string such as '8:32:128', got "
+                f"{text!r}; write Pattern(n, m, vector_length) for numbers"
             )
         parts = text.split(":")
         if len(parts) not in (2, 3) or not all(p.strip().isdecimal() for p in parts):
             raise ValueError(
                 "Pattern.parse: text must read 'n:m' or 'n:m:vector_length', such as "
-                f"'8:32:128', got {text!r}"
+                f"'8:32:128', got {text!r}; each part is an unsigned decimal"
             )
         return cls(*(int(part) for part in parts))
 
@@ -120,6 +124,7 @@ class Pattern:
         ``source(g, j) = (j // n) * m + indices[g, j]``, clamped to the window and to
         ``depth`` so that no byte can read out of bounds.
         """
-        base = np.arange(self.kept(depth), dtype=np.int32) // self.n * self.m
+        window = np.arange(self.kept(depth), dtype=np.int32) // self.n
+        base = jnp.broadcast_to(window * self.m, indices.shape)
         offset = jnp.minimum(indices.astype(jnp.int32), self.m - 1)
         return jnp.minimum(base + offset, max(depth - 1, 0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ import jax
 from jax_nm import _cpu, _lowering, _tuning
 from jax_nm._array import NMArray
 from jax_nm._reference import accumulator
-from jax_nm._spmm import Options, check
+from jax_nm._spmm import Options, check, check_activation, check_bias
 
 OPS = ("spmm", "spmm_t", "sddmm")
 
@@ -23,7 +24,8 @@ class Plan:
     Attributes:
       op: 'spmm', 'spmm_t' or 'sddmm'.
       platform: 'cpu', 'cuda', or another JAX platform, which runs plain XLA operations.
-      arch: The instruction set or compute capability chosen for, such as 'avx512', 'sm_90'.
+      arch: The instruction set or compute capability chosen for, such as 'avx512' or
+        'sm_90'.
       problem: The sizes, pattern, dtypes and layouts.
       kernel: The kernel's name.
       config: Its configuration, as (name, value) pairs.
@@ -70,10 +72,10 @@ def explain(
       x: The dense operand of the forward product: an array, a tracer or a
         ``jax.ShapeDtypeStruct`` of shape ``[..., depth]``.
       w: The weight; its leaves may be ``ShapeDtypeStruct`` too.
-      op: 'spmm' for the product, 'spmm_t' for its gradient with respect to x, 'sddmm' for
-        that with respect to ``w.values``.
-      arch: 'cpu', or a CUDA compute capability as 90, 'sm_90' or '9.0', which need not be
-        of this machine. By default that of JAX's default device.
+      op: 'spmm' for the product, 'spmm_t' for its gradient with respect to x, 'sddmm'
+        for that with respect to ``w.values``.
+      arch: 'cpu', or a CUDA compute capability as 90, 'sm_90' or '9.0', which need not
+        be of this machine. By default that of JAX's default device.
       bias, activation, precision, preferred_element_type, result_layout: As for `spmm`.
 
     Returns:
@@ -83,10 +85,21 @@ def explain(
       TypeError, ValueError: As `spmm`, and for an unknown `op` or `arch`.
     """
     if op not in OPS:
-        raise ValueError(f"explain: op must be 'spmm', 'spmm_t' or 'sddmm', got {op!r}")
+        raise ValueError(
+            f"explain: op must be 'spmm', 'spmm_t' or 'sddmm', got {op!r}; the last "
+            "two are the products of the gradient"
+        )
     x, w, options = check(
-        "explain", x, w, precision, preferred_element_type, result_layout
+        "explain",
+        x,
+        w,
+        precision,
+        preferred_element_type,
+        result_layout,
+        abstract=True,
     )
+    bias = check_bias("explain", bias, x, w, abstract=True)
+    activation = check_activation("explain", activation)
     platform, capability = _target(arch)
     batch, rows = _batch_and_rows(x, w)
     unfused = bias is not None or activation is not None
@@ -117,13 +130,15 @@ def _target(arch: int | str | None) -> tuple[str, int]:
         return platform, 0
     if arch == "cpu":
         return "cpu", 0
-    text = str(arch).removeprefix("sm_").removesuffix("a").replace(".", "")
-    if isinstance(arch, bool) or not text.isdecimal() or int(text) < 80:
+    written = str(arch) if isinstance(arch, (int, str)) else ""
+    match = re.fullmatch(r"(?:sm_)?(\d{2,3})[af]?|(\d{1,2}\.\d)", written)
+    capability = int((match[1] or match[2]).replace(".", "")) if match else 0
+    if capability < 80:
         raise ValueError(
             "explain: arch must be 'cpu' or a CUDA compute capability of at least 8.0, "
-            f"written 90, 'sm_90' or '9.0', got {arch!r}"
+            f"got {arch!r}; write it as 90, 'sm_90' or '9.0'"
         )
-    return "cuda", int(text)
+    return "cuda", capability
 
 
 def _plan(
@@ -148,7 +163,8 @@ def _plan(
         f"rows {rows}, depth {spec.depth}, cols {cols}, pattern {spec.pattern}, "
         + (f"batch {batch}, " if w.batch_shape else "")
         + f"{dtype.name} -> {result_dtype.name}, "
-        + f"{'feature' if x_fm else 'row'}-major x, {'feature' if y_fm else 'row'}-major y"
+        + f"{'feature' if x_fm else 'row'}-major x, "
+        + f"{'feature' if y_fm else 'row'}-major y"
     )
     arguments = _lowering.problem_arguments(
         op,

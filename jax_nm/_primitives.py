@@ -16,12 +16,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir, xla
 from jax.sharding import PartitionSpec
@@ -51,7 +53,15 @@ class Spec:
     arch: int = 0
 
 
-def spmm(x, values, indices, *, spec: Spec, out_dtype, result_layout=None):
+def spmm(
+    x: Array,
+    values: Array,
+    indices: Array,
+    *,
+    spec: Spec,
+    out_dtype: Any,
+    result_layout: str | None = None,
+) -> Array:
     """y[r, c] = sum over j of x[r, source(g, j)] * values[j, c]."""
     return spmm_p.bind(
         *_vary_alike(x, values, indices),
@@ -61,14 +71,16 @@ def spmm(x, values, indices, *, spec: Spec, out_dtype, result_layout=None):
     )
 
 
-def spmm_t(dy, values, indices, *, spec: Spec, out_dtype):
+def spmm_t(
+    dy: Array, values: Array, indices: Array, *, spec: Spec, out_dtype: Any
+) -> Array:
     """dx[r, source(g, j)] += sum over c in g of dy[r, c] * values[j, c]."""
     return spmm_t_p.bind(
         *_vary_alike(dy, values, indices), spec=spec, out_dtype=np.dtype(out_dtype)
     )
 
 
-def sddmm(x, dy, indices, *, spec: Spec, out_dtype):
+def sddmm(x: Array, dy: Array, indices: Array, *, spec: Spec, out_dtype: Any) -> Array:
     """dvalues[j, c] = sum over r of x[r, source(g, j)] * dy[r, c]."""
     return sddmm_p.bind(
         *_vary_alike(x, dy, indices), spec=spec, out_dtype=np.dtype(out_dtype)
@@ -81,8 +93,8 @@ sddmm_p = Primitive("nm_sddmm")
 PRIMITIVES = (spmm_p, spmm_t_p, sddmm_p)
 
 
-def spmm_saveable(prim, *_, **__) -> bool:
-    """A `jax.checkpoint` policy: keep the results of sparse products, recompute the rest.
+def spmm_saveable(prim: Primitive, *_: Any, **__: Any) -> bool:
+    """A `jax.checkpoint` policy: keep sparse products, recompute everything else.
 
     Compose it with JAX's own, for example
     ``jax.checkpoint_policies.save_from_both_policies(
@@ -91,7 +103,7 @@ def spmm_saveable(prim, *_, **__) -> bool:
     return prim in PRIMITIVES
 
 
-def _vary_alike(*operands):
+def _vary_alike(*operands: Array) -> list[Array]:
     """Makes operands vary over the same manual mesh axes, as `shard_map` requires.
 
     The cast transposes to a sum over the added axes, which is what the gradient of a
@@ -105,12 +117,14 @@ def _vary_alike(*operands):
     ]
 
 
-# Abstract evaluation. The operands' consistency is re-checked here, so that a wrong bind
-# fails at trace time; what a user can get wrong is reported by `_spmm`.
+# Abstract evaluation. The operands' consistency is re-checked here, so that a wrong
+# bind fails at trace time; what a user can get wrong is reported by `_spmm`.
 
 
-def _result(like, shape, dtype, last):
-    """The type of a result sharded as `like`, except that `last` shards its last axis."""
+def _result(
+    like: ShapedArray, shape: tuple[int, ...], dtype: np.dtype, last: Any
+) -> ShapedArray:
+    """The type of a result sharded as `like`, but with `last` on its last axis."""
     named = like.sharding.spec[: len(shape) - 1]
     used = {axis for entry in named for axis in _axes(entry)}
     if used & set(_axes(last)):
@@ -123,13 +137,19 @@ def _result(like, shape, dtype, last):
     )
 
 
-def _axes(entry) -> tuple:
+def _axes(entry: Any) -> tuple:
     if entry is None:
         return ()
     return entry if isinstance(entry, tuple) else (entry,)
 
 
-def _check(name: str, spec: Spec, dense, values, indices) -> None:
+def _check(
+    name: str,
+    spec: Spec,
+    dense: list[tuple[str, ShapedArray]],
+    values: tuple[str, ShapedArray],
+    indices: tuple[str, ShapedArray],
+) -> None:
     pattern, batch = spec.pattern, dense[0][1].shape[: spec.batch_ndim]
     kept = pattern.kept(spec.depth)
     cols = values[1].shape[-1]
@@ -155,23 +175,45 @@ def _check(name: str, spec: Spec, dense, values, indices) -> None:
 
 
 @spmm_p.def_abstract_eval
-def _spmm_abstract(x, values, indices, *, spec, out_dtype, result_layout):
+def _spmm_abstract(
+    x: ShapedArray,
+    values: ShapedArray,
+    indices: ShapedArray,
+    *,
+    spec: Spec,
+    out_dtype: np.dtype,
+    result_layout: str | None,
+) -> ShapedArray:
     _check("spmm", spec, [("x", x)], ("values", values), ("indices", indices))
     shape = (*x.shape[:-1], values.shape[-1])
     return _result(x, shape, out_dtype, values.sharding.spec[-1])
 
 
 @spmm_t_p.def_abstract_eval
-def _spmm_t_abstract(dy, values, indices, *, spec, out_dtype):
+def _spmm_t_abstract(
+    dy: ShapedArray,
+    values: ShapedArray,
+    indices: ShapedArray,
+    *,
+    spec: Spec,
+    out_dtype: np.dtype,
+) -> ShapedArray:
     _check("spmm_t", spec, [("dy", dy)], ("values", values), ("indices", indices))
     return _result(dy, (*dy.shape[:-1], spec.depth), out_dtype, None)
 
 
 @sddmm_p.def_abstract_eval
-def _sddmm_abstract(x, dy, indices, *, spec, out_dtype):
+def _sddmm_abstract(
+    x: ShapedArray,
+    dy: ShapedArray,
+    indices: ShapedArray,
+    *,
+    spec: Spec,
+    out_dtype: np.dtype,
+) -> ShapedArray:
     batch = x.shape[: spec.batch_ndim]
     shape = (*batch, spec.pattern.kept(spec.depth), dy.shape[-1])
-    values = jax.core.ShapedArray(shape, x.dtype)
+    values = ShapedArray(shape, x.dtype)
     dense = [("x", x), ("dy", dy)]
     _check("sddmm", spec, dense, ("values", values), ("indices", indices))
     named = (*x.sharding.spec[: spec.batch_ndim], None)
@@ -184,19 +226,22 @@ def _sddmm_abstract(x, dy, indices, *, spec, out_dtype):
 # Differentiation.
 
 
-def _matching(operand, cotangent, spec: Spec):
+def _matching(operand: Array, cotangent: Array, spec: Spec) -> tuple[Array, Array]:
     """The two operands of a transposed product, in one compute dtype.
 
-    A cotangent wider than the operand (from `preferred_element_type`) is narrowed to the
-    operand's dtype, or keeps its precision under HIGHEST.
+    A cotangent wider than the operand (from `preferred_element_type`) is narrowed to
+    the operand's dtype, or keeps its precision under HIGHEST.
     """
     dtype = operand.dtype
     if spec.highest:
-        dtype = jnp.promote_types(dtype, cotangent.dtype)
+        with jax.numpy_dtype_promotion("standard"):
+            dtype = jnp.promote_types(dtype, cotangent.dtype)
     return operand.astype(dtype), cotangent.astype(dtype)
 
 
-def _bilinear_jvp(bind: Callable, primals, tangents, **params):
+def _bilinear_jvp(
+    bind: Callable, primals: Sequence[Array], tangents: Sequence[Any], **params: Any
+) -> tuple[Array, Any]:
     first, second, indices = primals
     first_dot, second_dot, _ = tangents
     result = bind(first, second, indices, **params)
@@ -206,11 +251,23 @@ def _bilinear_jvp(bind: Callable, primals, tangents, **params):
     if type(second_dot) is not ad.Zero:
         terms.append(bind(first, second_dot, indices, **params))
     if not terms:
-        return result, ad.Zero.from_primal_value(result)
+        return result, ad.Zero.from_primal_value(result)  # type: ignore[attr-defined]
     return result, functools.reduce(jnp.add, terms)
 
 
-def _transpose(ct, first, second, indices, *, spec, to_first, to_second):
+# What a transposition rule gives: one cotangent, for first, second or neither.
+_Cotangents = tuple[Array | None, Array | None, None]
+
+
+def _transpose(
+    ct: Any,
+    first: Any,
+    second: Any,
+    *,
+    spec: Spec,
+    to_first: Callable[..., Array],
+    to_second: Callable[..., Array],
+) -> _Cotangents:
     """Sends the cotangent to the operand that is being solved for."""
     if type(ct) is ad.Zero:
         return None, None, None
@@ -223,57 +280,66 @@ def _transpose(ct, first, second, indices, *, spec, to_first, to_second):
     return None, _shard_like(second.aval, result), None
 
 
-def _shard_like(aval, cotangent):
+def _shard_like(aval: ShapedArray, cotangent: Array) -> Array:
     """Under explicit sharding, gives a cotangent the sharding of its primal."""
     if jax.typeof(cotangent).sharding == aval.sharding:
         return cotangent
     return jax.sharding.reshard(cotangent, aval.sharding)
 
 
-def _spmm_transpose(ct, x, values, indices, *, spec, out_dtype, result_layout):
+def _spmm_transpose(
+    ct: Any, x: Any, values: Any, indices: Array, *, spec: Spec, **_: Any
+) -> _Cotangents:
     return _transpose(
         ct,
         x,
         values,
-        indices,
         spec=spec,
         to_first=lambda dy, v, **kw: spmm_t(dy, v, indices, spec=spec, **kw),
         to_second=lambda dy, x, **kw: sddmm(x, dy, indices, spec=spec, **kw),
     )
 
 
-def _spmm_t_transpose(ct, dy, values, indices, *, spec, out_dtype):
+def _spmm_t_transpose(
+    ct: Any, dy: Any, values: Any, indices: Array, *, spec: Spec, **_: Any
+) -> _Cotangents:
     return _transpose(
         ct,
         dy,
         values,
-        indices,
         spec=spec,
         to_first=lambda x, v, **kw: spmm(x, v, indices, spec=spec, **kw),
         to_second=lambda x, dy, **kw: sddmm(x, dy, indices, spec=spec, **kw),
     )
 
 
-def _sddmm_transpose(ct, x, dy, indices, *, spec, out_dtype):
+def _sddmm_transpose(
+    ct: Any, x: Any, dy: Any, indices: Array, *, spec: Spec, **_: Any
+) -> _Cotangents:
     return _transpose(
         ct,
         x,
         dy,
-        indices,
         spec=spec,
         to_first=lambda v, dy, **kw: spmm_t(dy, v, indices, spec=spec, **kw),
         to_second=lambda v, x, **kw: spmm(x, v, indices, spec=spec, **kw),
     )
 
 
-# Batching. The weight side of an operation is what carries `batch_ndim` axes in front; as
-# long as it is not mapped, a new axis only joins the lead axes and nothing is copied.
+# Batching. The weight side of an operation is what carries `batch_ndim` axes in front.
+# As long as it is not mapped, a new axis only joins the lead axes: nothing is copied.
 
 
 def _batch_dense(
-    bind, operands, dims, *, spec: Spec, weight: tuple[bool, ...], **params
-):
-    """Batching rule; `weight` marks the operands (and the result) on the weight side."""
+    bind: Callable[..., Array],
+    operands: Sequence[Array],
+    dims: Sequence[int | None],
+    *,
+    spec: Spec,
+    weight: tuple[bool, ...],
+    **params: Any,
+) -> tuple[Array, int]:
+    """Batching rule; `weight` marks operands and result of the weight side."""
     *weight_operands, weight_result = weight
     mapped = [d is not None for d in dims]
     if weight_result:  # sddmm: its result has no lead axes for a new axis to join
@@ -324,8 +390,9 @@ def _lower_plain(fun: Callable) -> Callable:
     """
     lowered = mlir.lower_fun(fun, multiple_results=False)
 
-    def rule(ctx, *operands, **params):
-        plain = [jax.core.ShapedArray(a.shape, a.dtype) for a in ctx.avals_in]
+    def rule(ctx: mlir.LoweringRuleContext, *operands: Any, **params: Any) -> Any:
+        avals = cast(Sequence[ShapedArray], ctx.avals_in)
+        plain = [ShapedArray(a.shape, a.dtype) for a in avals]
         return lowered(ctx.replace(avals_in=plain), *operands, **params)
 
     return rule

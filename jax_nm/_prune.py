@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import math
+import numbers
 from typing import Any
 
 import jax
@@ -10,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_nm._array import NMArray
+from jax_nm._checks import check_array, check_floating
 from jax_nm._pattern import Pattern
 from jax_nm._reference import accumulator
 
@@ -56,9 +59,9 @@ def compress(
     """Prunes a dense kernel and compresses it.
 
     Without a mask the kept vectors are those with the largest ``sum |w|``; with `gram`
-    those with the largest ``sum |w| * sqrt(diag gram)``. With `gram` the kept values are
-    also refit by least squares on the calibration inputs: per group, whose columns share
-    their support S,
+    those with the largest ``sum |w| * sqrt(diag gram)``. With `gram` the kept values
+    are also refit by least squares on the calibration inputs: per group, whose columns
+    share their support S,
 
         (G_SS + lam I) v = G_S: W + lam W_S,    lam = damping * mean(diag G).
 
@@ -70,14 +73,16 @@ def compress(
         pattern the result is unspecified.
       gram: ``[depth, depth]`` or ``[*batch, depth, depth]``, ``X^T X`` of the layer's
         calibration inputs.
-      damping: Ridge term of the refit, relative to the mean of the diagonal.
+      damping: Ridge term of the refit, relative to the mean of the diagonal. With 0 the
+        kept rows of the gram must be independent.
 
     Returns:
       An `NMArray` with values in the kernel's dtype.
 
     Raises:
       TypeError: If an argument has the wrong type or dtype.
-      ValueError: If shapes disagree, the mask breaks the pattern, or damping is negative.
+      ValueError: If shapes disagree, the mask breaks the pattern, damping is negative
+        or not finite, or, outside jit, too small for a gram that is nearly singular.
 
     Source: vector-wise pruning, NM-SpMM (arXiv 2503.01253); the score is Wanda's
     (arXiv 2306.11695), summed over the vector; the refit is the exact optimum of the
@@ -95,12 +100,10 @@ def compress(
         mask = _check_mask(mask, kernel.shape, pattern)
     if gram is not None:
         gram = _check_gram(gram, kernel.shape)
-        if not isinstance(damping, (int, float)) or not damping >= 0:
-            raise ValueError(
-                f"compress: damping must be a number >= 0, got {damping!r}; the default "
-                "is 0.01"
-            )
-    values, indices = _compress(kernel, mask, gram, float(damping), pattern)
+    damping = _check_damping(damping)
+    values, indices = _compress(kernel, mask, gram, damping, pattern)
+    if gram is not None:
+        _check_refit(values, kernel, gram, damping)
     return NMArray(values, indices, pattern, depth, kernel.shape[-1])
 
 
@@ -108,36 +111,10 @@ def check_pattern(function: str, pattern: Any) -> Pattern:
     if not isinstance(pattern, Pattern):
         raise TypeError(
             f"{function}: pattern must be a jax_nm.Pattern, got {pattern!r}; write "
-            "jax_nm.Pattern(8, 32, vector_length=128) or jax_nm.Pattern.parse('8:32:128')"
+            "jax_nm.Pattern(8, 32, vector_length=128) or "
+            "jax_nm.Pattern.parse('8:32:128')"
         )
     return pattern
-
-
-def check_array(function: str, name: str, a: Any) -> jax.Array:
-    """An array argument as a JAX array, or the error that says what else it was."""
-    if not hasattr(a, "shape") or not hasattr(a, "dtype"):
-        raise TypeError(
-            f"{function}: {name} must be an array, got {type(a).__name__}; convert it "
-            "with jnp.asarray"
-        )
-    try:
-        return jnp.asarray(a)
-    except TypeError as error:
-        raise TypeError(
-            f"{function}: {name} must be an array that JAX can hold, got dtype {a.dtype} "
-            f"in a {type(a).__name__}; convert it with jnp.asarray"
-        ) from error
-
-
-SUPPORTED = ("float32", "bfloat16", "float16", "float64")
-
-
-def check_floating(function: str, name: str, dtype: Any) -> None:
-    if np.dtype(dtype).name not in SUPPORTED:
-        raise TypeError(
-            f"{function}: {name} must have dtype {', '.join(SUPPORTED[:-1])} or "
-            f"{SUPPORTED[-1]}, got {dtype}; cast it with astype"
-        )
 
 
 def _check_matrix(function: str, name: str, a: Any) -> jax.Array:
@@ -159,22 +136,23 @@ def _check_mask(mask: Any, shape: tuple[int, ...], pattern: Pattern) -> jax.Arra
         )
     if mask.shape != shape:
         raise ValueError(
-            f"compress: mask must have the kernel's shape {shape}, got {mask.shape}"
+            f"compress: mask must have the kernel's shape {shape}, got {mask.shape}; "
+            "make it from scores of the kernel's shape with prune_mask"
         )
-    if isinstance(mask, jax.core.Tracer):
+    if isinstance(mask, jax.core.Tracer) or mask.size == 0:
         return mask
-    uniform, counted = _mask_follows(mask, pattern)
+    uniform, counted, count = _mask_follows(mask, pattern)
     if not uniform:
         raise ValueError(
             "compress: mask must be the same for all columns of a group of "
-            f"{pattern.vector_length} (pattern {pattern}), but a row of some group is "
-            "kept only in part; make it with prune_mask or use vector_length=1"
+            f"{pattern.vector_length} (pattern {pattern}), got a row of some group "
+            "that is kept only in part; make it with prune_mask or use vector_length=1"
         )
     if not counted:
         raise ValueError(
-            f"compress: mask must keep exactly {pattern.n} of every {pattern.m} rows in "
-            f"each group (all rows of a ragged window with fewer; pattern {pattern}), "
-            "but some window keeps another number; make it with prune_mask"
+            f"compress: mask must keep exactly {pattern.n} of every {pattern.m} rows "
+            "in each group, or all rows of a ragged window with fewer (pattern "
+            f"{pattern}), got {count} in some window; make it with prune_mask"
         )
     return mask
 
@@ -186,21 +164,57 @@ def _check_gram(gram: Any, shape: tuple[int, ...]) -> jax.Array:
     square = (depth, depth)
     if gram.shape not in (square, (*batch, *square)):
         raise ValueError(
-            f"compress: gram must have shape {square} (X^T X of the inputs of a kernel of "
-            f"depth {depth}) or that with the kernel's leading axes, got {gram.shape}"
+            f"compress: gram must have shape {square} (X^T X of the inputs of a kernel "
+            f"of depth {depth}) or that with the kernel's leading axes, got "
+            f"{gram.shape}; sum x.T @ x over the calibration inputs x [rows, depth]"
         )
     return jnp.broadcast_to(gram, (*batch, *square))
 
 
+def _check_damping(damping: Any) -> float:
+    if not isinstance(damping, numbers.Real) or isinstance(damping, bool):
+        raise TypeError(
+            f"compress: damping must be a Python number, got {damping!r}; the default "
+            "is 0.01"
+        )
+    damping = float(damping)
+    if not 0 <= damping < math.inf:
+        raise ValueError(
+            f"compress: damping must be at least 0 and finite, got {damping!r}; the "
+            "default is 0.01"
+        )
+    return damping
+
+
+def _check_refit(
+    values: jax.Array, kernel: jax.Array, gram: jax.Array, damping: float
+) -> None:
+    """Raises where the refit of finite inputs has no solution; traced ones pass."""
+    if any(isinstance(a, jax.core.Tracer) for a in (values, kernel, gram)):
+        return
+    if bool(_any_nan(values)) and not bool(_any_nan(kernel) | _any_nan(gram)):
+        raise ValueError(
+            "compress: damping must make the gram positive definite in float32, got "
+            f"damping={damping} and a singular system; the default is 0.01"
+        )
+
+
+@jax.jit
+def _any_nan(a: jax.Array) -> jax.Array:
+    return jnp.any(jnp.isnan(a))
+
+
 @functools.partial(jax.jit, static_argnames=["pattern"])
-def _mask_follows(mask: jax.Array, pattern: Pattern) -> tuple[jax.Array, jax.Array]:
-    """Whether the mask is uniform over each vector, and whether the counts are right."""
+def _mask_follows(mask: jax.Array, pattern: Pattern) -> tuple[jax.Array, ...]:
+    """Whether vectors are kept whole, whether counts fit, and the first that is off."""
     cols = mask.shape[-1]
     first = np.arange(cols) // pattern.vector_length * pattern.vector_length
     kept = _windowed(mask[..., :: pattern.vector_length], pattern, False)
-    counts = jnp.sum(kept, axis=-2)
-    expected = pattern.kept_per_window(mask.shape[-2])[:, None]
-    return jnp.all(mask == mask[..., first]), jnp.all(counts == expected)
+    counts = jnp.sum(kept, axis=-2, dtype=jnp.int32)
+    expected = pattern.kept_per_window(mask.shape[-2]).astype(np.int32)[:, None]
+    wrong = counts != np.broadcast_to(expected, counts.shape)
+    count = counts.reshape(-1)[jnp.argmax(wrong)]
+    return jnp.all(mask == mask[..., first]), ~jnp.any(wrong), count
 
 
 @functools.partial(jax.jit, static_argnames=["pattern"])
@@ -234,8 +248,15 @@ def _compress(
     return fun(kernel, mask, gram)
 
 
-def _compress_matrix(kernel, mask, gram, *, damping, pattern: Pattern):
-    depth, cols = kernel.shape
+def _compress_matrix(
+    kernel: jax.Array,
+    mask: jax.Array | None,
+    gram: jax.Array | None,
+    *,
+    damping: jax.Array,
+    pattern: Pattern,
+) -> tuple[jax.Array, jax.Array]:
+    depth = kernel.shape[0]
     dtype = accumulator(kernel.dtype)
     if mask is not None:
         scores = mask[:, :: pattern.vector_length].astype(dtype)
@@ -285,10 +306,11 @@ def _select(scores: jax.Array, pattern: Pattern) -> jax.Array:
 
 
 def _indices(offsets: jax.Array, depth: int, pattern: Pattern) -> jax.Array:
-    """[windows, groups, n] -> uint8 [groups, kept]; padding slots repeat the last row."""
+    """[windows, groups, n] -> uint8 [groups, kept]; padding repeats the last row."""
     windows, groups, n = offsets.shape
     rows = np.minimum(pattern.m, depth - pattern.m * np.arange(windows))
-    offsets = jnp.minimum(offsets, rows[:, None, None] - 1).astype(jnp.uint8)
+    last = (rows - 1).astype(np.int32)[:, None, None]
+    offsets = jnp.minimum(offsets, last).astype(jnp.uint8)
     return jnp.swapaxes(offsets, 0, 1).reshape(groups, windows * n)
 
 
@@ -300,17 +322,23 @@ def _gather(kernel: jax.Array, indices: jax.Array, pattern: Pattern) -> jax.Arra
     return jnp.take_along_axis(kernel, source[group].T, axis=0)
 
 
-def _refit(kernel, indices, gram, damping, pattern: Pattern) -> jax.Array:
+def _refit(
+    kernel: jax.Array,
+    indices: jax.Array,
+    gram: jax.Array,
+    damping: jax.Array,
+    pattern: Pattern,
+) -> jax.Array:
     """The least-squares values for the kept support, one solve per group."""
     depth, cols = kernel.shape
     length, groups = pattern.vector_length, pattern.groups(cols)
     slots = pattern.is_slot(depth)
     pair = slots[:, None] & slots
-    # A gram of zeros (no calibration input reached the layer) keeps the kernel's values.
-    ridge = damping * jnp.mean(jnp.diag(gram))
-    ridge = jnp.where(ridge > 0, ridge, jnp.finfo(kernel.dtype).tiny)
+    # A zero gram (no calibration input reached the layer) keeps the kernel's values.
+    scale = jnp.mean(jnp.diag(gram))
+    ridge = jnp.where(scale == 0, 1, damping * scale)
 
-    def one_group(group):
+    def one_group(group: tuple[jax.Array, jax.Array]) -> jax.Array:
         source, columns = group
         rows = gram[source]
         system = jnp.where(pair, rows[:, source], 0) + ridge * jnp.eye(len(slots))

@@ -11,19 +11,24 @@ no kernels of their own. Matrices here are [rows, ...]; `_lowering` flattens and
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from jax_nm._pattern import Pattern
 
 
-def spmm(x, values, indices, *, pattern: Pattern, depth: int) -> jax.Array:
+def spmm(
+    x: Array, values: Array, indices: Array, *, pattern: Pattern, depth: int
+) -> Array:
     """[rows, depth], [kept, cols], [groups, kept] -> [rows, cols], unrounded."""
     slots = pattern.is_slot(depth)
     x, values = _widen(x, values)
 
-    def one_group(group):
+    def one_group(group: tuple[Array, Array]) -> Array:
         source, values = group
         picked = jnp.where(slots, x[:, source], 0)
         return _dot(picked, jnp.where(slots[:, None], values, 0))
@@ -32,12 +37,14 @@ def spmm(x, values, indices, *, pattern: Pattern, depth: int) -> jax.Array:
     return _join(jax.lax.map(one_group, groups), values.shape[1])
 
 
-def spmm_t(dy, values, indices, *, pattern: Pattern, depth: int) -> jax.Array:
+def spmm_t(
+    dy: Array, values: Array, indices: Array, *, pattern: Pattern, depth: int
+) -> Array:
     """[rows, cols], [kept, cols], [groups, kept] -> [rows, depth], unrounded."""
     slots = pattern.is_slot(depth)
     dy, values = _widen(dy, values)
 
-    def one_group(dx, group):
+    def one_group(dx: Array, group: tuple[Array, ...]) -> tuple[Array, None]:
         source, dy, values = group
         partial = _dot(dy, jnp.where(slots[:, None], values, 0).T)
         source = jnp.where(slots, source, depth)
@@ -52,12 +59,14 @@ def spmm_t(dy, values, indices, *, pattern: Pattern, depth: int) -> jax.Array:
     return jax.lax.scan(one_group, dx, groups)[0]
 
 
-def sddmm(x, dy, indices, *, pattern: Pattern, depth: int) -> jax.Array:
+def sddmm(
+    x: Array, dy: Array, indices: Array, *, pattern: Pattern, depth: int
+) -> Array:
     """[rows, depth], [rows, cols], [groups, kept] -> [kept, cols], unrounded."""
     slots = pattern.is_slot(depth)
     x, dy = _widen(x, dy)
 
-    def one_group(group):
+    def one_group(group: tuple[Array, Array]) -> Array:
         source, dy = group
         return jnp.where(slots[:, None], _dot(x[:, source].T, dy), 0)
 
@@ -65,21 +74,21 @@ def sddmm(x, dy, indices, *, pattern: Pattern, depth: int) -> jax.Array:
     return _join(jax.lax.map(one_group, groups), dy.shape[1])
 
 
-def accumulator(dtype) -> np.dtype:
+def accumulator(dtype: Any) -> np.dtype:
     """The dtype in which sums are kept: float32, or float64 for float64."""
-    return jnp.promote_types(dtype, jnp.float32)
+    return np.dtype(np.float64 if dtype == np.float64 else np.float32)
 
 
-def _widen(a, b):
+def _widen(a: Array, b: Array) -> tuple[Array, Array]:
     dtype = accumulator(a.dtype)
     return a.astype(dtype), b.astype(dtype)
 
 
-def _dot(a, b):
+def _dot(a: Array, b: Array) -> Array:
     return jnp.dot(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
-def _split(a, pattern: Pattern):
+def _split(a: Array, pattern: Pattern) -> Array:
     """[rows, cols] -> [groups, rows, vector_length], the last group zero-padded."""
     rows, cols = a.shape
     groups, length = pattern.groups(cols), pattern.vector_length
@@ -87,7 +96,7 @@ def _split(a, pattern: Pattern):
     return jnp.moveaxis(a.reshape(rows, groups, length), 1, 0)
 
 
-def _join(a, cols: int):
+def _join(a: Array, cols: int) -> Array:
     """The inverse of `_split`."""
     groups, rows, length = a.shape
     return jnp.moveaxis(a, 0, 1).reshape(rows, groups * length)[:, :cols]

@@ -12,9 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_nm import _primitives
-from jax_nm._array import NMArray, check_leaves
+from jax_nm._array import NMArray
+from jax_nm._checks import (
+    SUPPORTED_TEXT,
+    check_array,
+    check_floating,
+    check_leaves,
+    check_precision,
+    is_supported,
+)
 from jax_nm._primitives import Spec
-from jax_nm._prune import check_array, check_floating
 from jax_nm._reference import accumulator
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -22,18 +29,6 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": jax.nn.gelu,
     "gelu_exact": functools.partial(jax.nn.gelu, approximate=False),
     "silu": jax.nn.silu,
-}
-
-_PRECISIONS = {
-    None: False,
-    "default": False,
-    "high": False,
-    "tensorfloat32": False,
-    "highest": True,
-    "float32": True,
-    jax.lax.Precision.DEFAULT: False,
-    jax.lax.Precision.HIGH: False,
-    jax.lax.Precision.HIGHEST: True,
 }
 
 
@@ -48,24 +43,25 @@ def spmm(
 ) -> jax.Array:
     """The product with an N:M-sparse weight, in place of ``x @ W``.
 
-        y[r, c] = act(sum over kept slots j of x[r, source(g, j)] * values[j, c] + bias[c])
+        s[r, c] = sum over kept slots j of x[r, source(g, j)] * values[j, c]
+        y[r, c] = activation(s[r, c] + bias[c]),    g = c // vector_length
 
-    with ``g = c // vector_length``. Works under `jit`, `grad`, `vmap`, `scan`,
-    `jax.checkpoint` and `shard_map`, with gradients for `x`, ``w.values`` and `bias`. Sums
-    are kept in float32 (float64 for float64), the bias and the activation act on that
-    sum, and the result is rounded once.
+    Works under `jit`, `grad`, `vmap`, `scan`, `jax.checkpoint` and `shard_map`, with
+    gradients for `x`, ``w.values`` and `bias`. Sums are kept in float32 (float64 for
+    float64), the bias and the activation act on that sum, and the result is rounded
+    once.
 
     Args:
-      x: ``[..., depth]``, floating. A batched `w` broadcasts against ``x.shape[:-2]`` as
-        `numpy.matmul` does, and `x` then has at least 2 axes.
-      w: The weight, from `jax_nm.compress`. Inside `shard_map` its leaves may be shards:
-        of cols by whole groups, of depth by whole windows.
+      x: ``[..., depth]``, floating. A batched `w` broadcasts against ``x.shape[:-2]``
+        as `numpy.matmul` does, and `x` then has at least 2 axes.
+      w: The weight, from `jax_nm.compress`. Inside `shard_map` its leaves may be
+        shards: of cols by whole groups, of depth by whole windows.
       bias: ``[cols]``, or ``[*batch, cols]`` for a batched `w`.
       activation: 'relu', 'gelu' (tanh form, `jax.nn.gelu`), 'gelu_exact', 'silu', or a
         hashable callable.
-      precision: As for `jax.numpy.matmul`; None means `jax.default_matmul_precision`. For
-        float32 on a GPU, DEFAULT, HIGH and 'tensorfloat32' may use TF32; HIGHEST and
-        'float32' are true float32, and keep wide cotangents wide.
+      precision: As for `jax.numpy.matmul`; None means `jax.default_matmul_precision`.
+        For float32 on a GPU, DEFAULT, HIGH and 'tensorfloat32' may use TF32; HIGHEST
+        and 'float32' are true float32, and keep wide cotangents wide.
       preferred_element_type: The floating dtype of the result; by default the promoted
         dtype of `x` and ``w.values``.
       result_layout: 'row' or 'feature': how the result should lie in memory, when its
@@ -89,27 +85,24 @@ def spmm(
     x, w, options = check(
         "spmm", x, w, precision, preferred_element_type, result_layout
     )
-    batch = _broadcast("spmm", x, w)
-    if bias is not None:
-        bias = _check_bias(bias, w, batch)
     return _spmm(
         x,
         w.values,
         w.indices,
-        bias,
-        activation=_check_activation(activation),
+        check_bias("spmm", bias, x, w),
+        activation=check_activation("spmm", activation),
         options=options,
     )
 
 
 def spmm_fm(xT: Any, w: NMArray, **keywords: Any) -> jax.Array:
-    """`spmm` on logically transposed operands: ``xT [..., depth, rows] -> [..., cols, rows]``.
+    """`spmm` on transposed operands: ``[..., depth, rows] -> [..., cols, rows]``.
 
         yT[c, r] = sum over kept slots j of xT[source(g, j), r] * values[j, c]
 
     On the GPU the kernels read and write rows contiguously. XLA fits its layouts around
-    them, except for the carry of a `scan` or `while` loop, which keeps the default layout
-    and costs a transpose per iteration; a carry of this form costs none.
+    them, except for the carry of a `scan` or `while` loop, which keeps the default
+    layout and costs a transpose per iteration; a carry of this form costs none.
 
     Args, Returns, Raises: those of `spmm`, with the last two axes of x and y swapped.
     """
@@ -118,6 +111,12 @@ def spmm_fm(xT: Any, w: NMArray, **keywords: Any) -> jax.Array:
         raise ValueError(
             f"spmm_fm: xT must have shape [..., depth, rows], got {xT.shape}; use spmm "
             "for a single row"
+        )
+    check_floating("spmm_fm", "xT", xT.dtype)
+    if isinstance(w, NMArray) and not _inside_shard_map() and xT.shape[-2] != w.depth:
+        raise ValueError(
+            f"spmm_fm: xT has depth {xT.shape[-2]} but w was compressed from depth "
+            f"{w.depth}; the last axis of xT but one must be {w.depth}"
         )
     return jnp.swapaxes(spmm(jnp.swapaxes(xT, -1, -2), w, **keywords), -1, -2)
 
@@ -139,23 +138,25 @@ def check(
     precision: Any = None,
     preferred_element_type: Any = None,
     result_layout: str | None = None,
+    abstract: bool = False,
 ) -> tuple[Any, NMArray, Options]:
-    """Checks the operands of a product and settles its static options."""
+    """Checks the operands of a product and settles its static options.
+
+    With `abstract`, arrays may be ``ShapeDtypeStruct``.
+    """
+    if isinstance(x, NMArray):
+        raise TypeError(
+            f"{function}: x must be dense, got an NMArray; the weight is the second "
+            "argument, and a product of two sparse arrays needs x.todense()"
+        )
     if not isinstance(w, NMArray):
         raise TypeError(
             f"{function}: w must be a jax_nm.NMArray, got {type(w).__name__}; make it "
             "with jax_nm.compress(kernel, pattern)"
         )
-    if isinstance(x, NMArray):
-        raise TypeError(
-            f"{function}: x must be dense, got an NMArray; the product of two sparse "
-            "arrays is not supported, use x.todense()"
-        )
-    if not isinstance(x, jax.ShapeDtypeStruct):
-        x = check_array(function, "x", x)
+    x = check_array(function, "x", x, abstract)
     check_floating(function, "x", x.dtype)
-    check_leaves(function, w)
-    check_floating(function, "w.values", w.values.dtype)
+    check_leaves(function, w, abstract)
     if x.ndim < 1:
         raise ValueError(
             f"{function}: x must have shape [..., depth], got a scalar; "
@@ -163,26 +164,21 @@ def check(
         )
     depth = _check_depth(function, x, w)
     _check_cols(function, w)
+    _broadcast(function, x, w)
 
-    compute = jnp.promote_types(x.dtype, w.values.dtype)
+    compute = np.dtype(jnp.promote_types(x.dtype, w.values.dtype))
     result = compute
     if preferred_element_type is not None:
-        try:
-            result = jnp.dtype(preferred_element_type)
-        except TypeError as error:
-            raise TypeError(
-                f"{function}: preferred_element_type must be a floating dtype, got "
-                f"{preferred_element_type!r}"
-            ) from error
-        check_floating(function, "preferred_element_type", result)
-        result = jax.dtypes.canonicalize_dtype(result)
-    if result_layout not in (None, "row", "feature"):
+        result = _check_result_dtype(function, preferred_element_type)
+    if result_layout is not None and (
+        not isinstance(result_layout, str) or result_layout not in ("row", "feature")
+    ):
         raise ValueError(
             f"{function}: result_layout must be None, 'row' or 'feature', got "
-            f"{result_layout!r}"
+            f"{result_layout!r}; None follows the layout of x"
         )
-    spec = Spec(w.pattern, depth, highest=_check_precision(function, precision))
-    return x, w, Options(spec, np.dtype(compute), np.dtype(result), result_layout)
+    spec = Spec(w.pattern, depth, highest=check_precision(function, precision))
+    return x, w, Options(spec, compute, result, result_layout)
 
 
 def _check_depth(function: str, x: Any, w: NMArray) -> int:
@@ -190,8 +186,8 @@ def _check_depth(function: str, x: Any, w: NMArray) -> int:
     fix = f"the last axis of x must be {w.depth}"
     if not isinstance(depth, int):
         raise ValueError(
-            f"{function}: x has a symbolic depth {depth}, but w was compressed from depth "
-            f"{w.depth}; {fix}"
+            f"{function}: x has a symbolic depth {depth}, but w was compressed from "
+            f"depth {w.depth}; {fix}"
         )
     if depth != w.depth:
         if not _inside_shard_map() or kept == pattern.kept(w.depth):
@@ -199,17 +195,18 @@ def _check_depth(function: str, x: Any, w: NMArray) -> int:
                 f"{function}: x has depth {depth} but w was compressed from depth "
                 f"{w.depth}; {fix}"
             )
-        if depth % pattern.m or w.depth % depth:
+        if depth == 0 or depth % pattern.m or w.depth % depth:
             raise ValueError(
-                f"{function}: this shard holds {depth} of depth {w.depth}, which cuts a "
-                f"window of {pattern.m}; shard depth over a number of devices that "
+                f"{function}: this shard holds {depth} of depth {w.depth}, which cuts "
+                f"a window of {pattern.m}; shard depth over a number of devices that "
                 f"leaves each a multiple of m={pattern.m}"
             )
     if kept != pattern.kept(depth):
         raise ValueError(
-            f"{function}: w.values must have {pattern.kept(depth)} rows for depth {depth} "
-            f"and pattern {pattern}, got shape {tuple(w.values.shape)}; under shard_map, "
-            "shard the depth of x and the kept axis of w.values and w.indices alike"
+            f"{function}: w.values must have {pattern.kept(depth)} rows for depth "
+            f"{depth} and pattern {pattern}, got shape {tuple(w.values.shape)}; under "
+            "shard_map, shard the depth of x and the kept axis of w.values and "
+            "w.indices alike"
         )
     return depth
 
@@ -220,82 +217,90 @@ def _check_cols(function: str, w: NMArray) -> None:
         if not _inside_shard_map():
             raise ValueError(
                 f"{function}: w.values has {cols} columns but w was compressed from "
-                f"{w.cols}; outside shard_map an NMArray must be whole, so compress the "
-                "slice of the kernel instead of slicing w"
+                f"{w.cols}; outside shard_map an NMArray must be whole, so compress "
+                "the slice of the kernel instead of slicing w"
             )
         if cols % pattern.vector_length:
             raise ValueError(
-                f"{function}: this shard holds {cols} of {w.cols} columns, which cuts a "
-                f"group of vector_length {pattern.vector_length}; shard cols over a "
+                f"{function}: this shard holds {cols} of {w.cols} columns, which cuts "
+                f"a group of vector_length {pattern.vector_length}; shard cols over a "
                 "number of devices that leaves each a multiple of it, or prune with a "
                 f"vector_length that divides {cols}"
             )
     expected = (pattern.groups(cols), w.values.shape[-2])
     if tuple(w.indices.shape[-2:]) != expected:
         raise ValueError(
-            f"{function}: w.indices must have shape [..., {expected[0]}, {expected[1]}] "
-            f"beside values of shape {tuple(w.values.shape)}, got "
-            f"{tuple(w.indices.shape)}; under shard_map, shard indices like values (its "
-            "groups as cols, its kept axis as kept)"
+            f"{function}: w.indices must have shape [..., {expected[0]}, "
+            f"{expected[1]}] beside values of shape {tuple(w.values.shape)}, got "
+            f"{tuple(w.indices.shape)}; under shard_map, shard indices like values "
+            "(its groups as cols, its kept axis as kept)"
         )
+
+
+def _check_result_dtype(function: str, preferred_element_type: Any) -> np.dtype:
+    try:
+        dtype = jnp.dtype(preferred_element_type)
+    except TypeError:
+        dtype = None
+    if not is_supported(dtype):
+        raise TypeError(
+            f"{function}: preferred_element_type must be {SUPPORTED_TEXT}, got "
+            f"{preferred_element_type!r}; cast the result to another dtype"
+        )
+    return np.dtype(jax.dtypes.canonicalize_dtype(dtype))
 
 
 def _inside_shard_map() -> bool:
     return bool(jax.sharding.get_abstract_mesh().manual_axes)
 
 
-def _check_precision(function: str, precision: Any) -> bool:
-    """Whether true float32 is asked for."""
-    if precision is None:
-        precision = jax.config.jax_default_matmul_precision
-    key = precision.lower() if isinstance(precision, str) else precision
-    try:
-        return _PRECISIONS[key]
-    except (KeyError, TypeError):
-        raise ValueError(
-            f"{function}: precision must be jax.lax.Precision.DEFAULT, HIGH or HIGHEST, "
-            "or 'default', 'high', 'tensorfloat32', 'highest' or 'float32' (as an "
-            f"argument or in jax.default_matmul_precision), got {precision!r}"
-        ) from None
-
-
-def _check_activation(activation: Any) -> Any:
+def check_activation(function: str, activation: Any) -> Any:
+    """The activation as a static argument: a name, or a hashable callable."""
     if activation is None:
         return None
     if isinstance(activation, str):
         if activation not in ACTIVATIONS:
             raise ValueError(
-                f"spmm: activation must be one of {', '.join(map(repr, ACTIVATIONS))} or "
-                f"a callable, got {activation!r}"
+                f"{function}: activation must be one of "
+                f"{', '.join(map(repr, ACTIVATIONS))} or a callable, got "
+                f"{activation!r}; pass a function of jax.nn for another one"
             )
         return activation
     if not callable(activation):
         raise TypeError(
-            f"spmm: activation must be a string or a callable, got {activation!r}"
+            f"{function}: activation must be a string or a callable, got "
+            f"{activation!r}; it is static, choose it outside jit"
         )
-    for name, function in ACTIVATIONS.items():
-        if activation is function:
+    for name, known in ACTIVATIONS.items():
+        if activation is known:
             return name
     try:
         hash(activation)
     except TypeError:
         raise TypeError(
-            "spmm: activation must be hashable, because it is a static argument of the "
-            f"compiled product, got {activation!r}; apply it to the result instead"
+            f"{function}: activation must be hashable, because it is a static argument "
+            f"of the compiled product, got {activation!r}; apply it to the result "
+            "instead"
         ) from None
     return activation
 
 
-def _check_bias(bias: Any, w: NMArray, batch: tuple[int, ...]) -> jax.Array:
-    bias = check_array("spmm", "bias", bias)
-    check_floating("spmm", "bias", bias.dtype)
+def check_bias(
+    function: str, bias: Any, x: Any, w: NMArray, abstract: bool = False
+) -> Any:
+    """The bias as an array, or None."""
+    if bias is None:
+        return None
+    bias = check_array(function, "bias", bias, abstract)
+    check_floating(function, "bias", bias.dtype)
     cols = w.values.shape[-1]
-    allowed = {(cols,), (*w.batch_shape, cols), (*batch, cols)}
-    if not w.batch_shape:
-        allowed = {(cols,)}
+    allowed = {(cols,), (*w.batch_shape, cols), (*_broadcast(function, x, w), cols)}
     if tuple(bias.shape) not in allowed:
-        shapes = " or ".join(str(list(shape)) for shape in sorted(allowed, key=len))
-        raise ValueError(f"spmm: bias must have shape {shapes}, got {list(bias.shape)}")
+        shapes = " or ".join(str(shape) for shape in sorted(allowed, key=len))
+        raise ValueError(
+            f"{function}: bias must have shape {shapes}, got {tuple(bias.shape)}; it "
+            "holds one number per column of w"
+        )
     return bias
 
 
@@ -305,21 +310,30 @@ def _broadcast(function: str, x: Any, w: NMArray) -> tuple[int, ...]:
         return ()
     if x.ndim < 2:
         raise ValueError(
-            f"{function}: x must have at least 2 axes for a batched w of shape {w.shape}, "
-            f"got {x.shape}; add an axis for the rows, x[None, :]"
+            f"{function}: x must have at least 2 axes for a batched w of shape "
+            f"{w.shape}, got {x.shape}; add an axis for the rows, x[None, :]"
         )
     try:
         return np.broadcast_shapes(x.shape[:-2], w.batch_shape)
     except ValueError:
         raise ValueError(
-            f"{function}: x of shape {x.shape} and w of shape {w.shape} must have leading "
-            f"axes that broadcast, as for numpy.matmul, got {x.shape[:-2]} and "
-            f"{w.batch_shape}"
+            f"{function}: x of shape {x.shape} and w of shape {w.shape} must have "
+            "leading axes that broadcast, as for numpy.matmul, got "
+            f"{x.shape[:-2]} and {w.batch_shape}; add axes of length 1 where they are "
+            "missing"
         ) from None
 
 
 @functools.partial(jax.jit, static_argnames=["activation", "options"])
-def _spmm(x, values, indices, bias, *, activation, options: Options) -> jax.Array:
+def _spmm(
+    x: jax.Array,
+    values: jax.Array,
+    indices: jax.Array,
+    bias: jax.Array | None,
+    *,
+    activation: Any,
+    options: Options,
+) -> jax.Array:
     result_dtype = options.result_dtype
     x = x.astype(options.compute_dtype)
     values = values.astype(options.compute_dtype)
@@ -328,13 +342,35 @@ def _spmm(x, values, indices, bias, *, activation, options: Options) -> jax.Arra
     y = _matmul(x, values, indices, options, out_dtype)
     if bias is not None:
         bias = bias.astype(out_dtype)
-        y = y + (bias if values.ndim == 2 else bias[..., None, :])
+        bias = bias if values.ndim == 2 else bias[..., None, :]
+        y = y + jnp.expand_dims(bias, range(y.ndim - bias.ndim))
     if activation is not None:
-        y = ACTIVATIONS.get(activation, activation)(y)
+        y = _activate(y, activation)
     return y.astype(result_dtype)
 
 
-def _matmul(x, values, indices, options: Options, out_dtype) -> jax.Array:
+def _activate(y: jax.Array, activation: Any) -> jax.Array:
+    result = ACTIVATIONS.get(activation, activation)(y)
+    if isinstance(result, jax.Array):
+        if result.shape == y.shape and is_supported(result.dtype):
+            return result
+        got = f"{result.dtype}{list(result.shape)}"
+    else:
+        got = type(result).__name__
+    raise TypeError(
+        "spmm: activation must map a floating array to one of the same shape, got "
+        f"{got} for {y.dtype}{list(y.shape)} from {activation!r}; apply it to the "
+        "result instead"
+    )
+
+
+def _matmul(
+    x: jax.Array,
+    values: jax.Array,
+    indices: jax.Array,
+    options: Options,
+    out_dtype: np.dtype,
+) -> jax.Array:
     """Binds the primitive, with the leading axes sorted into batch and rows.
 
     An axis along which w has one weight only is an axis of rows, wherever it stands, so

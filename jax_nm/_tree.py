@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -35,7 +36,7 @@ def combine(train: Any, static: Any) -> Any:
         same place.
     """
 
-    def pick(path, a, b):
+    def pick(path: Any, a: Any, b: Any) -> Any:
         if a is not None and b is not None:
             raise ValueError(
                 "combine: train and static must not both hold a leaf at "
@@ -69,34 +70,68 @@ def value_and_grad(
       fun: A scalar function.
       argnums: The positional argument(s) to differentiate.
       has_aux: Whether `fun` returns ``(value, aux)``.
+
+    Raises:
+      TypeError: If `fun` is not callable, `argnums` holds anything but integers, or, in
+        the call, an argument to differentiate has no float leaf.
+      ValueError: If `argnums` names no argument of the call, or one twice.
     """
+    return _value_and_grad("value_and_grad", fun, argnums, has_aux)
+
+
+def _value_and_grad(
+    name: str, fun: Callable, argnums: int | Sequence[int], has_aux: bool
+) -> Callable:
     if not callable(fun):
         raise TypeError(
-            f"value_and_grad: fun must be callable, got {type(fun).__name__}"
+            f"{name}: fun must be callable, got {type(fun).__name__}; pass the scalar "
+            "function to differentiate"
         )
-    numbers = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+    single = not isinstance(argnums, Sequence) or isinstance(argnums, str)
+    listed: Any = (argnums,) if single else argnums
+    try:
+        places = tuple(operator.index(place) for place in listed)
+    except TypeError:
+        raise TypeError(
+            f"{name}: argnums must be an integer or a sequence of integers, got "
+            f"{argnums!r}; it names positional arguments of fun by their place"
+        ) from None
 
     @functools.wraps(fun)
-    def wrapped(*args, **kwargs):
-        for number in numbers:
-            if not -len(args) <= number < len(args):
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        for place in places:
+            if not -len(args) <= place < len(args):
                 raise ValueError(
-                    f"value_and_grad: argnums={argnums} needs a positional argument at "
-                    f"place {number}, got {len(args)} positional arguments"
+                    f"{name}: argnums must name positional arguments of the call, got "
+                    f"argnums={argnums} with {len(args)} of them; pass what is to be "
+                    "differentiated by position"
                 )
+        numbers = [place % len(args) for place in places]
+        if len(set(numbers)) < len(numbers):
+            raise ValueError(
+                f"{name}: argnums must name each argument once, got {argnums}; drop "
+                "the repeated one"
+            )
         halves = {number: partition(args[number]) for number in numbers}
+        for number, (train, static) in halves.items():
+            if jax.tree.leaves(static) and not jax.tree.leaves(train):
+                raise TypeError(
+                    f"{name}: argument {number} must hold a float leaf to "
+                    "differentiate, got none; convert it to float or drop it from "
+                    "argnums"
+                )
 
-        def of_train(*trains):
+        def of_train(*trains: Any) -> Any:
             whole = list(args)
             for number, train in zip(numbers, trains, strict=True):
                 whole[number] = combine(train, halves[number][1])
             return fun(*whole, **kwargs)
 
-        places = tuple(range(len(numbers)))
-        value, grads = jax.value_and_grad(of_train, places, has_aux=has_aux)(
-            *(halves[number][0] for number in numbers)
-        )
-        return value, grads[0] if isinstance(argnums, int) else grads
+        trains = [halves[number][0] for number in numbers]
+        value, grads = jax.value_and_grad(
+            of_train, tuple(range(len(trains))), has_aux=has_aux
+        )(*trains)
+        return value, grads[0] if single else grads
 
     return wrapped
 
@@ -105,10 +140,10 @@ def grad(
     fun: Callable, argnums: int | Sequence[int] = 0, has_aux: bool = False
 ) -> Callable:
     """`jax.grad` that differentiates the float leaves only; see `value_and_grad`."""
-    with_value = value_and_grad(fun, argnums, has_aux)
+    with_value = _value_and_grad("grad", fun, argnums, has_aux)
 
     @functools.wraps(fun)
-    def wrapped(*args, **kwargs):
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
         value, grads = with_value(*args, **kwargs)
         return (grads, value[1]) if has_aux else grads
 

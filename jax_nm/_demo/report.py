@@ -40,15 +40,15 @@ def table(rows: list[Row], dense_megabytes: float) -> str:
 def reading_guide(machine: str, batch: str) -> str:
     """Returns the two lines that say what the table does and does not show."""
     return (
-        "Quality: one-shot pruning, nothing is retrained. So small an encoder stays "
-        "usable near 24:32 if calibrated; sparser, it needs fine-tuning afterwards.\n"
-        f"Speed: the whole encoder ({batch}) on this machine ({machine}); attention "
-        "and norms stay dense, and larger layers gain more than these of width 384."
+        "Quality: pruned in one shot, nothing retrained. So small an encoder stays "
+        "near its dense self only at about 24:32, calibrated; sparser, fine-tune it.\n"
+        f"Speed: the whole encoder, {batch} per batch, on this machine only "
+        f"({machine}); attention and norms stay dense, so the gain is less than m/n."
     )
 
 
 def save_json(path: Path, rows: list[Row], meta: dict[str, Any]) -> None:
-    """Writes `{"meta": ..., "rows": [...]}`."""
+    """Writes ``{"meta": ..., "rows": [...]}``."""
     content = {"meta": meta, "rows": [dataclasses.asdict(row) for row in rows]}
     path.write_text(json.dumps(content, indent=1) + "\n")
 

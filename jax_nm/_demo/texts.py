@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from jax_nm._demo.error import DemoError
+
 # Tests, vendored code, graphical tools and jokes: their docstrings say little about
 # what they do, or repeat those of another module.
 _SKIPPED = frozenset(
@@ -53,15 +55,15 @@ def docstrings(
     turn; each list is then thinned evenly to `count`, so both span the whole library.
 
     Args:
-        count: docstrings per list.
-        per_module: at most this many of one module, the first in its source.
-        root: the directory of the standard library; by default the running Python's.
+      count: docstrings per list.
+      per_module: at most this many of one module, the first in its source.
+      root: the directory of the standard library; by default the running Python's.
 
     Returns:
-        (calibration, judging), the same on every call for a given Python version.
+      (calibration, judging), the same on every call for a given Python version.
 
     Raises:
-        RuntimeError: if the library's sources hold fewer than `2 * count` docstrings.
+      DemoError: if the library's sources hold fewer than ``2 * count`` docstrings.
     """
     root = Path(sysconfig.get_path("stdlib")) if root is None else root
     halves: tuple[list[Text], list[Text]] = ([], [])
@@ -78,7 +80,7 @@ def docstrings(
             used += 1
     short = min(map(len, halves))
     if short < count:
-        raise RuntimeError(
+        raise DemoError(
             f"the sources of the standard library in {root} hold only {2 * short} "
             f"suitable docstrings, but {2 * count} are needed; use a Python that ships "
             f"its library as .py files"
@@ -118,9 +120,11 @@ def _public(module: str, path: Path) -> Iterator[Text]:
 
 
 def _opening(docstring: str) -> str:
-    """Returns the first paragraphs, on one line, cut at a word near the limit."""
+    """Returns the first prose, on one line, cut at a word near the limit."""
     opening = ""
     for paragraph in re.split(r"\n\s*\n", inspect.cleandoc(docstring)):
+        if ">>>" in paragraph:
+            break
         opening = f"{opening} {' '.join(paragraph.split())}".strip()
         if len(opening) >= _FEWEST_CHARACTERS:
             break

@@ -1,0 +1,225 @@
+// The launch configuration of a CUDA kernel: a value that `tuning` chooses, a kernel takes whole
+// and a person can read. Plain C++: included by host code without CUDA headers and by nvcc.
+//
+// Every operation is a product over three extents (rows, cols, kept slots). A block owns a tile of
+// two of them and walks over the third in steps, one step per stage of its shared-memory pipeline:
+//
+//   spmm     owns block_rows x block_cols of y        and steps over block_kept slots
+//   spmm_t   owns block_rows x block_windows of dx    and steps over block_cols columns
+//   sddmm    owns block_kept x block_cols of dvalues  and steps over block_rows rows
+#pragma once
+
+#include <cstdint>
+
+#include "problem.h"
+
+namespace jax_nm {
+
+// How the gathered operand gets into shared memory.
+enum class Staging : int32_t {
+  kWindow = 0,   // every row of each window once; groups pick theirs from there
+  kGather = 1,   // one row per (group, slot): only what is kept, repeated for each group
+  kScatter = 2,  // nothing is gathered: the result's windows lie in shared memory (spmm_t)
+};
+
+// Ids are the values of the `kernel` attribute: never reuse one.
+enum class KernelId : int32_t {
+  kAuto = 0,
+  kSpmm128x128Window = 1,
+  kSpmm128x128Gather = 2,
+  kSpmm64x64Window = 3,
+  kSpmm64x64Gather = 4,
+  kSpmm32x32Window = 5,
+  kSpmm32x32Gather = 6,
+  kSpmmT4x16 = 21,
+  kSpmmT2x16 = 22,
+  kSpmmT1x16 = 23,
+  kSpmmT4x8 = 24,
+  kSddmm64x128Window = 41,
+  kSddmm64x128Gather = 42,
+  kSddmm32x32Window = 43,
+  kSddmm32x32Gather = 44,
+};
+
+struct Config {
+  KernelId kernel;
+  Staging staging;
+  int32_t block_rows;
+  int32_t block_cols;
+  int32_t block_kept;
+  int32_t block_windows;  // windows that block_kept slots touch at most
+  int32_t thread_rows;    // the thread's tile of the block's two owned extents;
+  int32_t thread_cols;    // the extent that is stepped over has 1 here
+  int32_t thread_kept;
+  int32_t threads;
+  int32_t stages;          // depth of the shared-memory pipeline
+  int32_t split;           // blocks that share one tile's reduction through the workspace
+  int32_t groups_in_tile;  // groups that block_cols columns touch at most
+  bool shared_group;       // all columns of one thread lie in one group
+  int32_t row_warps;       // spmm_t: warps along rows, and the windows of each warp
+  int32_t warp_windows;
+  int32_t warp_kept;  // spmm_t: slots that a warp multiplies at a time
+  int64_t shared_bytes;
+};
+
+constexpr int32_t CeilDiv(int32_t a, int32_t b) { return (a + b - 1) / b; }
+constexpr int32_t RoundUp(int32_t a, int32_t b) { return CeilDiv(a, b) * b; }
+
+// The most units of `unit` elements that `tile` consecutive elements touch when tiles start at
+// multiples of `tile`.
+constexpr int32_t UnitsTouched(int32_t tile, int32_t unit) {
+  if (tile % unit == 0) return tile / unit;
+  if (unit % tile == 0) return 1;
+  return (tile + unit - 2) / unit + 1;
+}
+
+// ---- Tiles: the compile-time part of a configuration. ----
+
+// spmm. A warp has 8 lanes along rows and 4 along columns. With thread_cols = 8 its tile is 32
+// columns wide: for vector_length >= 32 the gathered row is then the same for the whole warp.
+template <int kBlockRows_, int kBlockCols_, int kThreadRows_, int kThreadCols_, int kMinBlocks_>
+struct SpmmTile {
+  static constexpr int kBlockRows = kBlockRows_;
+  static constexpr int kBlockCols = kBlockCols_;
+  static constexpr int kThreadRows = kThreadRows_;
+  static constexpr int kThreadCols = kThreadCols_;
+  static constexpr int kMinBlocks = kMinBlocks_;  // per SM: bounds the registers of a thread
+  static constexpr int kLaneRows = 8;
+  static constexpr int kLaneCols = 4;
+  static constexpr int kWarpRows = kLaneRows * kThreadRows;
+  static constexpr int kWarpCols = kLaneCols * kThreadCols;
+  static constexpr int kRowWarps = kBlockRows / kWarpRows;
+  static constexpr int kThreads = 32 * kRowWarps * (kBlockCols / kWarpCols);
+  static_assert(kBlockRows % kWarpRows == 0, "block rows must be whole warp tiles");
+  static_assert(kBlockCols % kWarpCols == 0, "block columns must be whole warp tiles");
+};
+using SpmmLarge = SpmmTile<128, 128, 8, 8, 2>;
+// 6 vectors from shared memory for 128 multiplications instead of 4 for 64, at half the warps.
+using SpmmMedium = SpmmTile<64, 64, 8, 4, 4>;
+using SpmmSmall = SpmmTile<32, 32, 4, 4, 8>;
+
+// sddmm. A warp has 4 lanes along slots and 8 along columns.
+template <int kBlockKept_, int kBlockCols_, int kThreadKept_, int kThreadCols_, int kMinBlocks_>
+struct SddmmTile {
+  static constexpr int kBlockKept = kBlockKept_;
+  static constexpr int kBlockCols = kBlockCols_;
+  static constexpr int kThreadKept = kThreadKept_;
+  static constexpr int kThreadCols = kThreadCols_;
+  static constexpr int kMinBlocks = kMinBlocks_;
+  static constexpr int kLaneKept = 4;
+  static constexpr int kLaneCols = 8;
+  static constexpr int kWarpKept = kLaneKept * kThreadKept;
+  static constexpr int kWarpCols = kLaneCols * kThreadCols;
+  static constexpr int kKeptWarps = kBlockKept / kWarpKept;
+  static constexpr int kThreads = 32 * kKeptWarps * (kBlockCols / kWarpCols);
+  static_assert(kBlockKept % kWarpKept == 0, "block slots must be whole warp tiles");
+  static_assert(kBlockCols % kWarpCols == 0, "block columns must be whole warp tiles");
+};
+using SddmmLarge = SddmmTile<64, 128, 8, 8, 3>;
+using SddmmSmall = SddmmTile<32, 32, 4, 4, 8>;
+
+// spmm_t. A warp has kLaneRows lanes along rows, the others along slots, and owns all slots of its
+// windows, kWarpKept at a time, so the sums of one row of dx are one warp's business and need no
+// barrier of the block. Without lanes along slots every element of values goes to all 32 lanes, and
+// reads of shared memory weigh more than the multiplications: spmm_t_1x16, 17 elements a lane for
+// 16 multiplications, stays at 14 of 59 TFLOP/s (8:32 at 4096^3 on an H200), with 16 warps.
+template <int kThreadRows_, int kThreadKept_, int kLaneRows_, int kMinBlocks_>
+struct SpmmTTile {
+  static constexpr int kThreadRows = kThreadRows_;
+  static constexpr int kThreadKept = kThreadKept_;
+  static constexpr int kLaneRows = kLaneRows_;
+  static constexpr int kLaneKept = 32 / kLaneRows;
+  static constexpr int kWarpRows = kLaneRows * kThreadRows;
+  static constexpr int kWarpKept = kLaneKept * kThreadKept;
+  static constexpr int kBlockCols = 32;
+  static constexpr int kMaxThreads = 256;
+  static constexpr int kMinBlocks = kMinBlocks_;  // of kMaxThreads, per SM
+};
+using SpmmT4x16 = SpmmTTile<4, 16, 32, 1>;
+using SpmmT2x16 = SpmmTTile<2, 16, 32, 2>;
+using SpmmT1x16 = SpmmTTile<1, 16, 32, 2>;
+using SpmmT4x8 = SpmmTTile<4, 8, 8, 2>;
+
+// ---- Shared memory: one description for the host, which sizes it, and the kernel. ----
+
+// Sixteen bytes more than the rows of a tile: the transposing copy of a row-major operand, 8
+// features by 4 rows per warp, then stores to 32 different banks.
+constexpr int32_t PaddedRowBytes(int32_t rows, int32_t element_bytes) {
+  return rows * element_bytes + 16;
+}
+
+// sddmm stages 64 bytes of rows per feature; the stride of five 16-byte units is odd, so 8
+// consecutive features lie in different banks.
+constexpr int32_t kSddmmRowBytes = 64;
+constexpr int32_t kSlotUnroll = 4;  // spmm computes this many slots at a time
+
+struct SharedLayout {
+  int32_t first_stride;   // bytes between staged features of the first operand
+  int32_t first_count;    // staged features of the first operand
+  int32_t second_offset;  // from the start of a stage
+  int32_t second_count;   // staged features (or slots) of the second operand
+  int32_t stage_bytes;
+  int32_t table_offset;  // of the decoded indices
+  int32_t table_bytes;   // of one step
+  int32_t tables;
+  int32_t result_offset;  // spmm_t: the float32 tile of dx
+  int64_t bytes;
+};
+
+// Slots per group in a table of decoded indices.
+constexpr int32_t TableSlots(Op op, const Config& c) {
+  return op == Op::kSpmm ? RoundUp(c.block_kept, kSlotUnroll) : c.block_kept;
+}
+
+constexpr int32_t TableCount(int32_t stages) { return stages == 1 ? 1 : stages + 1; }
+
+constexpr SharedLayout FinishLayout(SharedLayout s, int32_t stages, int64_t second_bytes,
+                                    int64_t result_bytes) {
+  const int64_t first_bytes = int64_t{s.first_stride} * s.first_count;
+  const int64_t stage = first_bytes + second_bytes;
+  const int64_t table_offset = stage * stages;
+  const int64_t result_offset = table_offset + int64_t{s.table_bytes} * s.tables;
+  s.bytes = result_offset + result_bytes;
+  s.second_offset = static_cast<int32_t>(first_bytes);
+  s.stage_bytes = static_cast<int32_t>(stage);
+  s.table_offset = static_cast<int32_t>(table_offset);
+  s.result_offset = static_cast<int32_t>(result_offset);
+  return s;
+}
+
+constexpr SharedLayout MakeSharedLayout(Op op, const Config& c, int32_t m, int32_t element_bytes) {
+  SharedLayout s{};
+  const bool window = c.staging == Staging::kWindow;
+  if (op == Op::kSpmm) {
+    const int32_t slots = TableSlots(op, c);
+    s.first_stride = PaddedRowBytes(c.block_rows, element_bytes);
+    // In window mode one more row, always zero, is what the slots that hold nothing read.
+    s.first_count = window ? c.block_windows * m + 1 : c.groups_in_tile * slots;
+    s.second_count = slots;
+    s.table_bytes = RoundUp(c.groups_in_tile * slots * (window ? 2 : 4), 16);
+    s.tables = TableCount(c.stages);
+    return FinishLayout(s, c.stages, int64_t{slots} * c.block_cols * element_bytes, 0);
+  }
+  if (op == Op::kSpmmT) {
+    const int32_t warps_along_windows = c.threads / 32 / c.row_warps;
+    const int32_t warp_kept = c.block_kept / warps_along_windows;
+    s.first_stride = PaddedRowBytes(c.block_rows, element_bytes);
+    s.first_count = c.block_cols;
+    // The last warp reads whole chunks of slots; what lies beyond is not used.
+    s.second_count = c.block_kept - warp_kept + RoundUp(warp_kept, c.warp_kept);
+    s.table_bytes = RoundUp(c.groups_in_tile * c.block_kept * 2, 16);
+    s.tables = TableCount(c.stages);
+    // Padded, so that lanes along slots read different banks.
+    const int32_t second_stride = PaddedRowBytes(c.block_cols, element_bytes);
+    return FinishLayout(s, c.stages, int64_t{s.second_count} * second_stride,
+                        int64_t{c.block_windows} * m * c.block_rows * 4);
+  }
+  s.first_stride = kSddmmRowBytes + 16;
+  s.first_count = window ? c.block_windows * m : c.groups_in_tile * c.block_kept;
+  s.second_count = c.block_cols;
+  s.table_bytes = RoundUp(c.groups_in_tile * c.block_kept * (window ? 2 : 4), 16);
+  s.tables = 1;
+  return FinishLayout(s, c.stages, int64_t{s.first_stride} * s.second_count, 0);
+}
+
+}  // namespace jax_nm

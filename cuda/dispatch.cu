@@ -1,0 +1,113 @@
+#include <algorithm>
+
+#include "dispatch.h"
+#include "kernels.h"
+#include "launch_args.h"
+#include "reduce.cuh"
+
+namespace jax_nm {
+namespace {
+
+constexpr int64_t kMaxGrid = (int64_t{1} << 31) - 1;
+constexpr int64_t kReduceBlocks = 4096;
+
+KernelTable TableOf(Op op, DType dtype) {
+  using Make = KernelTable (*)();
+  constexpr Make kTables[3][3] = {
+      {SpmmFloat32, SpmmBFloat16, SpmmFloat16},
+      {SpmmTFloat32, SpmmTBFloat16, SpmmTFloat16},
+      {SddmmFloat32, SddmmBFloat16, SddmmFloat16},
+  };
+  return kTables[static_cast<int>(op)][static_cast<int>(dtype)]();
+}
+
+// Null if there is none: `Choose` rules that out.
+KernelEntry* FindEntry(const Problem& p, const Config& config) {
+  const KernelTable table = TableOf(p.op, p.dtype);
+  for (int32_t i = 0; i < table.count; ++i) {
+    KernelEntry& entry = table.entries[i];
+    if (entry.kernel == config.kernel && entry.shared_group == config.shared_group) return &entry;
+  }
+  return nullptr;
+}
+
+template <class Out, int kVector>
+cudaError_t LaunchReduce(const float* partials, int32_t split, int64_t elements, void* result,
+                         cudaStream_t stream) {
+  constexpr int64_t kElements = int64_t{kReduceThreads} * kVector;
+  const int64_t blocks = (elements + kElements - 1) / kElements;
+  ReduceKernel<Out, kVector>
+      <<<static_cast<unsigned>(std::min(blocks, kReduceBlocks)), kReduceThreads, 0, stream>>>(
+          partials, split, elements, static_cast<Out*>(result));
+  return cudaGetLastError();
+}
+
+template <class Out>
+cudaError_t Reduce(const float* partials, int32_t split, int64_t elements, void* result,
+                   cudaStream_t stream) {
+  const bool vector = elements % 4 == 0 && reinterpret_cast<uintptr_t>(partials) % 16 == 0 &&
+                      reinterpret_cast<uintptr_t>(result) % 16 == 0;
+  return vector ? LaunchReduce<Out, 4>(partials, split, elements, result, stream)
+                : LaunchReduce<Out, 1>(partials, split, elements, result, stream);
+}
+
+int64_t ResultElements(const Problem& p) {
+  return p.op == Op::kSpmm    ? p.batch * p.rows * p.cols
+         : p.op == Op::kSpmmT ? p.batch * p.rows * p.depth
+                              : p.batch * p.kept * p.cols;
+}
+
+}  // namespace
+
+cudaError_t Prepare(const Problem& p, const Config& config, int device) {
+  KernelEntry* entry = FindEntry(p, config);
+  if (entry == nullptr) return cudaErrorInvalidDeviceFunction;
+  const bool tracked = device < 64;
+  const uint64_t bit = tracked ? uint64_t{1} << device : 0;
+  if (tracked && (entry->prepared.load(std::memory_order_acquire) & bit) != 0) return cudaSuccess;
+  int limit = 0;
+  cudaError_t error =
+      cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (error != cudaSuccess) return error;
+  error = cudaFuncSetAttribute(entry->function, cudaFuncAttributeMaxDynamicSharedMemorySize, limit);
+  if (error != cudaSuccess) return error;
+  entry->prepared.fetch_or(bit, std::memory_order_release);
+  return cudaSuccess;
+}
+
+cudaError_t Launch(const Problem& p, const Config& config, const Buffers& b, cudaStream_t stream) {
+  const int64_t elements = ResultElements(p);
+  if (elements == 0) return cudaSuccess;
+  KernelEntry* entry = FindEntry(p, config);
+  if (entry == nullptr) return cudaErrorInvalidDeviceFunction;
+  KernelArgs args = MakeKernelArgs(p, config, b.first, b.second, b.indices, b.result, b.workspace);
+  const int64_t tiles = p.batch * args.outer_tiles * args.inner_tiles * config.split;
+  void* parameters[] = {&args};
+  for (; args.first_tile < tiles; args.first_tile += kMaxGrid) {
+    const dim3 grid(static_cast<unsigned>(std::min(tiles - args.first_tile, kMaxGrid)));
+    const cudaError_t error =
+        cudaLaunchKernel(entry->function, grid, dim3(static_cast<unsigned>(config.threads)),
+                         parameters, static_cast<size_t>(config.shared_bytes), stream);
+    if (error != cudaSuccess) return error;
+  }
+  if (config.split == 1) return cudaSuccess;
+  switch (p.result_dtype) {
+    case DType::kFloat32:
+      return Reduce<float>(args.partials, config.split, elements, b.result, stream);
+    case DType::kBFloat16:
+      return Reduce<__nv_bfloat16>(args.partials, config.split, elements, b.result, stream);
+    case DType::kFloat16:
+      return Reduce<__half>(args.partials, config.split, elements, b.result, stream);
+    case DType::kFloat64:
+      break;
+  }
+  return cudaErrorInvalidValue;
+}
+
+std::vector<int> BuiltArchs() {
+  std::vector<int> archs;
+  for (int arch : {__CUDA_ARCH_LIST__}) archs.push_back(arch / 10);
+  return archs;
+}
+
+}  // namespace jax_nm

@@ -1,0 +1,35 @@
+// From a Problem, its Config and raw pointers to launches on a stream. Plain C++ apart from the
+// CUDA runtime's own types.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+#include <vector>
+
+#include "config.h"
+#include "problem.h"
+
+namespace jax_nm {
+
+struct Buffers {
+  const void* first;  // roles as in ffi_problem.h
+  const void* second;
+  const uint8_t* indices;
+  void* result;
+  void* workspace;
+};
+
+// Loads the kernel of a configuration on the current device, `device`, and raises its limit of
+// shared memory. Cheap after the first time. A launch needs this to have been done.
+cudaError_t Prepare(const Problem& p, const Config& config, int device);
+
+// Computes the result; neither allocates nor waits. `workspace` holds `config.split` results in
+// float32 if that is more than one.
+cudaError_t Launch(const Problem& p, const Config& config, const Buffers& buffers,
+                   cudaStream_t stream);
+
+// Compute capabilities * 10 that this library holds machine code for.
+std::vector<int> BuiltArchs();
+
+}  // namespace jax_nm

@@ -1,0 +1,34 @@
+// Tables of the compiled kernels, one per operation and dtype, each in its own source so that they
+// compile in parallel. A new kernel family adds its rows here and its candidates in tuning.cc.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+
+#include "config.h"
+
+namespace jax_nm {
+
+struct KernelEntry {
+  KernelId kernel;
+  bool shared_group;
+  const void* function;               // void(KernelArgs)
+  std::atomic<uint64_t> prepared{0};  // bit d: set up on device d
+};
+
+struct KernelTable {
+  KernelEntry* entries;
+  int32_t count;
+};
+
+KernelTable SpmmFloat32();
+KernelTable SpmmBFloat16();
+KernelTable SpmmFloat16();
+KernelTable SpmmTFloat32();
+KernelTable SpmmTBFloat16();
+KernelTable SpmmTFloat16();
+KernelTable SddmmFloat32();
+KernelTable SddmmBFloat16();
+KernelTable SddmmFloat16();
+
+}  // namespace jax_nm

@@ -1,0 +1,374 @@
+#include "tuning.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "kernel_args.h"
+#include "tuning_cost.h"
+
+namespace jax_nm {
+namespace {
+
+// The kernels number features, rows and slots in 32 bits and add a tile's extent to them.
+constexpr int64_t kMaxDimension = int64_t{1} << 30;
+
+// A reduction is split into at most this many shares, and the partial results of all of them take
+// at most this much memory.
+constexpr int32_t kMaxSplit = 16;
+constexpr int64_t kMaxWorkspaceBytes = int64_t{32} << 20;
+
+// Split until there are about two 128 x 128 tiles for each SM of a large GPU.
+constexpr int64_t kEnoughTiles = 256;
+
+constexpr int32_t kSplits[] = {1, 2, 3, 4, 6, 8, 12, 16};
+
+int64_t CeilDiv64(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+template <class Tile>
+Config SpmmConfig(const KernelInfo& kernel) {
+  Config c{};
+  c.kernel = kernel.id;
+  c.staging = kernel.staging;
+  c.block_rows = Tile::kBlockRows;
+  c.block_cols = Tile::kBlockCols;
+  c.thread_rows = Tile::kThreadRows;
+  c.thread_cols = Tile::kThreadCols;
+  c.thread_kept = 1;
+  c.threads = Tile::kThreads;
+  c.row_warps = Tile::kRowWarps;
+  return c;
+}
+
+template <class Tile>
+Config SpmmTConfig(const KernelInfo& kernel) {
+  Config c{};
+  c.kernel = kernel.id;
+  c.staging = kernel.staging;
+  c.block_rows = Tile::kWarpRows;
+  c.block_cols = Tile::kBlockCols;
+  c.thread_rows = Tile::kThreadRows;
+  c.thread_cols = 1;
+  c.thread_kept = Tile::kThreadKept;
+  c.warp_kept = Tile::kWarpKept;
+  return c;
+}
+
+template <class Tile>
+Config SddmmConfig(const KernelInfo& kernel, int32_t element_bytes) {
+  Config c{};
+  c.kernel = kernel.id;
+  c.staging = kernel.staging;
+  c.block_rows = kSddmmRowBytes / element_bytes;
+  c.block_cols = Tile::kBlockCols;
+  c.block_kept = Tile::kBlockKept;
+  c.thread_rows = 1;
+  c.thread_cols = Tile::kThreadCols;
+  c.thread_kept = Tile::kThreadKept;
+  c.threads = Tile::kThreads;
+  c.row_warps = 1;
+  return c;
+}
+
+// The part of a configuration that the kernel's tile fixes.
+Config BaseConfig(const KernelInfo& kernel, int32_t element_bytes) {
+  switch (kernel.id) {
+    case KernelId::kSpmm128x128Window:
+    case KernelId::kSpmm128x128Gather:
+      return SpmmConfig<SpmmLarge>(kernel);
+    case KernelId::kSpmm64x64Window:
+    case KernelId::kSpmm64x64Gather:
+      return SpmmConfig<SpmmMedium>(kernel);
+    case KernelId::kSpmm32x32Window:
+    case KernelId::kSpmm32x32Gather:
+      return SpmmConfig<SpmmSmall>(kernel);
+    case KernelId::kSpmmT4x16:
+      return SpmmTConfig<SpmmT4x16>(kernel);
+    case KernelId::kSpmmT2x16:
+      return SpmmTConfig<SpmmT2x16>(kernel);
+    case KernelId::kSpmmT1x16:
+      return SpmmTConfig<SpmmT1x16>(kernel);
+    case KernelId::kSpmmT4x8:
+      return SpmmTConfig<SpmmT4x8>(kernel);
+    case KernelId::kSddmm64x128Window:
+    case KernelId::kSddmm64x128Gather:
+      return SddmmConfig<SddmmLarge>(kernel, element_bytes);
+    case KernelId::kSddmm32x32Window:
+    case KernelId::kSddmm32x32Gather:
+      return SddmmConfig<SddmmSmall>(kernel, element_bytes);
+    case KernelId::kAuto:
+      break;
+  }
+  return Config{};
+}
+
+void Finish(const Problem& p, Config& c) {
+  const int32_t length = EffectiveVectorLength(p);
+  c.groups_in_tile = UnitsTouched(c.block_cols, length);
+  c.shared_group = p.op != Op::kSpmmT && length % c.thread_cols == 0;
+  c.shared_bytes = MakeSharedLayout(p.op, c, p.m, ByteWidth(p.dtype)).bytes;
+}
+
+// Everything about a configuration except stages and split.
+std::vector<Config> Shapes(const Problem& p, const KernelInfo& kernel) {
+  std::vector<Config> shapes;
+  const Config base = BaseConfig(kernel, ByteWidth(p.dtype));
+  if (p.op == Op::kSpmm && kernel.staging == Staging::kWindow) {
+    for (int32_t windows = 1; windows == 1 || windows * p.n <= 64; windows *= 2) {
+      Config c = base;
+      c.block_windows = windows;
+      c.block_kept = windows * p.n;
+      shapes.push_back(c);
+    }
+  } else if (p.op == Op::kSpmm) {
+    for (int32_t slots : {8, 16, 32}) {
+      Config c = base;
+      c.block_kept = slots;
+      c.block_windows = UnitsTouched(slots, p.n);
+      shapes.push_back(c);
+    }
+  } else if (p.op == Op::kSpmmT) {
+    for (int32_t row_warps : {1, 2, 4}) {
+      for (int32_t window_warps : {1, 2, 4, 6, 8}) {
+        if (row_warps * window_warps > SpmmT4x16::kMaxThreads / 32) continue;
+        for (int32_t windows = 1; windows == 1 || windows * p.n <= base.warp_kept; windows *= 2) {
+          Config c = base;
+          c.row_warps = row_warps;
+          c.warp_windows = windows;
+          c.threads = 32 * row_warps * window_warps;
+          c.block_rows = base.block_rows * row_warps;
+          c.block_windows = windows * window_warps;
+          c.block_kept = c.block_windows * p.n;
+          shapes.push_back(c);
+        }
+      }
+    }
+  } else {
+    Config c = base;
+    c.block_windows = UnitsTouched(c.block_kept, p.n);
+    shapes.push_back(c);
+  }
+  return shapes;
+}
+
+int64_t ResultElements(const Problem& p) {
+  const int64_t per_batch = p.op == Op::kSpmm    ? p.rows * p.cols
+                            : p.op == Op::kSpmmT ? p.rows * p.depth
+                                                 : p.kept * p.cols;
+  return p.batch * per_batch;
+}
+
+// What rules a kernel out whatever its configuration, or kChosen.
+Verdict CheckKernel(const Problem& p, const Device& device, const KernelInfo& kernel) {
+  if (device.arch == 0) return Verdict::kArch;
+  if (p.dtype == DType::kFloat64 || p.result_dtype == DType::kFloat64) return Verdict::kDtype;
+  if (std::max({p.rows, p.depth, p.cols, p.kept}) > kMaxDimension) return Verdict::kTooLarge;
+  const int32_t thread_cols = BaseConfig(kernel, ByteWidth(p.dtype)).thread_cols;
+  if (p.op == Op::kSpmm && kernel.staging == Staging::kGather &&
+      EffectiveVectorLength(p) % thread_cols != 0) {
+    return Verdict::kMixedGroups;
+  }
+  return Verdict::kChosen;
+}
+
+// The fastest legal configuration of one kernel.
+Candidate BestOf(const Problem& p, const Device& device, const KernelInfo& kernel,
+                 int64_t workspace_bytes) {
+  Candidate best{&kernel, CheckKernel(p, device, kernel), Config{}, 0.0};
+  if (best.verdict != Verdict::kChosen) return best;
+  best.verdict = Verdict::kSharedMemory;
+  const int64_t partial_bytes = std::max<int64_t>(ResultElements(p), 1) * 4;
+  for (Config c : Shapes(p, kernel)) {
+    for (int32_t stages : {2, 3, 1}) {
+      c.stages = stages;
+      c.split = 1;
+      Finish(p, c);
+      if (c.shared_bytes > device.block_shared_bytes) {
+        if (best.verdict == Verdict::kSharedMemory &&
+            (best.config.shared_bytes == 0 || c.shared_bytes < best.config.shared_bytes)) {
+          best.config = c;
+        }
+        continue;
+      }
+      const int32_t steps = Steps(p, c);
+      for (int32_t split : kSplits) {
+        if (split > 1 && (split > steps || split * partial_bytes > workspace_bytes)) break;
+        c.split = split;
+        const double cycles = EstimateCycles(p, device, c);
+        if (best.verdict != Verdict::kChosen || cycles < best.cycles) {
+          best = {&kernel, Verdict::kChosen, c, cycles};
+        }
+      }
+    }
+  }
+  return best;
+}
+
+std::string Kilobytes(int64_t bytes) { return std::to_string(CeilDiv64(bytes, 1024)) + " KB"; }
+
+std::string Cycles(double cycles) {
+  return std::to_string(static_cast<int64_t>(std::llround(cycles / 1000.0))) + "k cycles";
+}
+
+}  // namespace
+
+Device DeviceOf(int32_t arch, int32_t num_sms) {
+  // CUDA C++ Programming Guide, "Technical Specifications per Compute Capability". The SM counts
+  // are those of A100, A10, L40S, H200, B200 and RTX PRO 6000.
+  constexpr Device kDevices[] = {
+      {120, 188, 128, 99 << 10, 100 << 10}, {100, 148, 128, 227 << 10, 228 << 10},
+      {90, 132, 128, 227 << 10, 228 << 10}, {89, 142, 128, 99 << 10, 100 << 10},
+      {86, 72, 128, 99 << 10, 100 << 10},   {80, 108, 64, 163 << 10, 164 << 10},
+  };
+  for (Device device : kDevices) {
+    if (arch < device.arch) continue;
+    if (num_sms > 0) device.num_sms = num_sms;
+    return device;
+  }
+  return Device{};
+}
+
+const std::vector<KernelInfo>& Kernels() {
+  constexpr Staging kWindow = Staging::kWindow, kGather = Staging::kGather;
+  static const std::vector<KernelInfo> kernels = {
+      {KernelId::kSpmm128x128Window, "spmm_128x128_window", Op::kSpmm, kWindow},
+      {KernelId::kSpmm128x128Gather, "spmm_128x128_gather", Op::kSpmm, kGather},
+      {KernelId::kSpmm64x64Window, "spmm_64x64_window", Op::kSpmm, kWindow},
+      {KernelId::kSpmm64x64Gather, "spmm_64x64_gather", Op::kSpmm, kGather},
+      {KernelId::kSpmm32x32Window, "spmm_32x32_window", Op::kSpmm, kWindow},
+      {KernelId::kSpmm32x32Gather, "spmm_32x32_gather", Op::kSpmm, kGather},
+      {KernelId::kSpmmT4x16, "spmm_t_4x16", Op::kSpmmT, Staging::kScatter},
+      {KernelId::kSpmmT2x16, "spmm_t_2x16", Op::kSpmmT, Staging::kScatter},
+      {KernelId::kSpmmT1x16, "spmm_t_1x16", Op::kSpmmT, Staging::kScatter},
+      {KernelId::kSpmmT4x8, "spmm_t_4x8", Op::kSpmmT, Staging::kScatter},
+      {KernelId::kSddmm64x128Window, "sddmm_64x128_window", Op::kSddmm, kWindow},
+      {KernelId::kSddmm64x128Gather, "sddmm_64x128_gather", Op::kSddmm, kGather},
+      {KernelId::kSddmm32x32Window, "sddmm_32x32_window", Op::kSddmm, kWindow},
+      {KernelId::kSddmm32x32Gather, "sddmm_32x32_gather", Op::kSddmm, kGather},
+  };
+  return kernels;
+}
+
+const KernelInfo* FindKernel(KernelId id) {
+  for (const KernelInfo& kernel : Kernels()) {
+    if (kernel.id == id) return &kernel;
+  }
+  return nullptr;
+}
+
+int32_t EffectiveVectorLength(const Problem& p) {
+  if (p.vector_length < p.cols) return p.vector_length;
+  constexpr int64_t kWidestTile = 128;
+  return static_cast<int32_t>(CeilDiv64(std::max<int64_t>(p.cols, 1), kWidestTile) * kWidestTile);
+}
+
+int32_t Steps(const Problem& p, const Config& c) {
+  const int64_t extent = p.op == Op::kSpmm ? CeilDiv64(ValidKept(p.depth, p.n, p.m), c.block_kept)
+                         : p.op == Op::kSpmmT ? CeilDiv64(p.cols, c.block_cols)
+                                              : CeilDiv64(p.rows, c.block_rows);
+  return static_cast<int32_t>(extent);
+}
+
+TileCounts Tiles(const Problem& p, const Config& c) {
+  const auto count = [](int64_t extent, int32_t tile) {
+    return static_cast<int32_t>(CeilDiv64(extent, tile));
+  };
+  if (p.op == Op::kSpmm) return {count(p.rows, c.block_rows), count(p.cols, c.block_cols)};
+  if (p.op == Op::kSddmm) return {count(p.kept, c.block_kept), count(p.cols, c.block_cols)};
+  return {count(p.rows, c.block_rows), count(CeilDiv64(p.depth, p.m), c.block_windows)};
+}
+
+Choice Choose(const Problem& p, int32_t arch, int32_t num_sms, int64_t workspace_bytes) {
+  Choice choice{};
+  choice.device = DeviceOf(p.arch != 0 ? p.arch : arch, num_sms);
+  const KernelId forced = static_cast<KernelId>(p.kernel);
+  if (forced != KernelId::kAuto) {
+    const KernelInfo* kernel = FindKernel(forced);
+    if (kernel == nullptr || kernel->op != p.op) {
+      choice.chosen.kernel = kernel;
+      choice.chosen.verdict = kernel == nullptr ? Verdict::kUnknownKernel : Verdict::kOtherOp;
+      return choice;
+    }
+  }
+  bool found = false;
+  for (const KernelInfo& kernel : Kernels()) {
+    if (kernel.op != p.op) continue;
+    if (forced != KernelId::kAuto && kernel.id != forced) {
+      choice.rejected.push_back({&kernel, Verdict::kNotForced, Config{}, 0.0});
+      continue;
+    }
+    Candidate candidate = BestOf(p, choice.device, kernel, workspace_bytes);
+    if (candidate.verdict == Verdict::kChosen &&
+        (!found || candidate.cycles < choice.chosen.cycles)) {
+      if (found) choice.rejected.push_back(choice.chosen);
+      choice.chosen = candidate;
+      found = true;
+    } else {
+      choice.rejected.push_back(candidate);
+    }
+  }
+  for (Candidate& candidate : choice.rejected) {
+    if (candidate.verdict == Verdict::kChosen) candidate.verdict = Verdict::kSlower;
+  }
+  // Without a legal kernel the answer is why the last one that was looked at is not legal.
+  for (auto it = choice.rejected.rbegin(); !found && it != choice.rejected.rend(); ++it) {
+    if (it->verdict == Verdict::kNotForced) continue;
+    choice.chosen = *it;
+    found = true;
+  }
+  return choice;
+}
+
+std::string Reason(const Problem& p, const Choice& choice, const Candidate& candidate) {
+  constexpr const char* kOps[] = {"spmm", "spmm_t", "sddmm"};
+  const Config& c = candidate.config;
+  switch (candidate.verdict) {
+    case Verdict::kChosen: {
+      const TileCounts tiles = Tiles(p, c);
+      const int64_t blocks = p.batch * tiles.outer * tiles.inner * c.split;
+      return (p.kernel != 0 ? "asked for by its id; " : "the fastest by estimate, ") +
+             Cycles(candidate.cycles) + ": " + std::to_string(blocks) + " blocks" +
+             (c.split > 1 ? " (each reduction split " + std::to_string(c.split) + " ways)" : "") +
+             " on " + std::to_string(choice.device.num_sms) + " SMs";
+    }
+    case Verdict::kSlower:
+      return "estimated at " + Cycles(candidate.cycles) + ", the chosen one at " +
+             Cycles(choice.chosen.cycles);
+    case Verdict::kOtherOp:
+      return "kernel " + std::to_string(p.kernel) + " (" + candidate.kernel->name + ") computes " +
+             kOps[static_cast<int>(candidate.kernel->op)] + ", not " + kOps[static_cast<int>(p.op)];
+    case Verdict::kUnknownKernel:
+      return "there is no CUDA kernel with id " + std::to_string(p.kernel);
+    case Verdict::kNotForced:
+      return "kernel " + std::to_string(p.kernel) + " was asked for";
+    case Verdict::kArch:
+      return "the CUDA kernels need compute capability 8.0 or newer";
+    case Verdict::kDtype:
+      return "the CUDA kernels take float32, bfloat16 and float16, not float64";
+    case Verdict::kTooLarge:
+      return "rows, depth, cols and kept must each be at most " + std::to_string(kMaxDimension);
+    case Verdict::kMixedGroups:
+      return "gathering needs a vector_length that is a multiple of the thread's " +
+             std::to_string(BaseConfig(*candidate.kernel, ByteWidth(p.dtype)).thread_cols) +
+             " columns, got " + std::to_string(p.vector_length);
+    case Verdict::kSharedMemory:
+      return "needs at least " + Kilobytes(c.shared_bytes) + " of shared memory, sm_" +
+             std::to_string(choice.device.arch) + " has " +
+             Kilobytes(choice.device.block_shared_bytes) + " for a block";
+  }
+  return "";
+}
+
+int64_t WorkspaceBytes(const Problem& p) {
+  const int64_t elements = ResultElements(p);
+  if (elements == 0) return 0;
+  const int64_t reduction = p.op == Op::kSpmm ? p.kept : p.op == Op::kSpmmT ? p.cols : p.rows;
+  const int64_t width = p.op == Op::kSpmmT ? p.depth : p.cols;
+  const int64_t height = elements / (p.batch * width);
+  const int64_t tiles = p.batch * CeilDiv64(height, 128) * CeilDiv64(width, 128);
+  // A share shorter than 32 elements of the reduction costs more than it saves.
+  int64_t split = std::min({CeilDiv64(kEnoughTiles, tiles), CeilDiv64(reduction, 32),
+                            int64_t{kMaxSplit}, kMaxWorkspaceBytes / (elements * 4)});
+  return split < 2 ? 0 : split * elements * 4;
+}
+
+}  // namespace jax_nm

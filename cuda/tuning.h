@@ -1,0 +1,88 @@
+// The choice of a CUDA kernel and its configuration: description -> candidates -> legality -> cost
+// -> Config. Pure functions of their arguments in plain C++; no CUDA header, no device needed.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "config.h"
+#include "problem.h"
+
+namespace jax_nm {
+
+struct Device {
+  int32_t arch;  // compute capability * 10; 0 if older than the kernels support
+  int32_t num_sms;
+  int32_t fp32_lanes;          // fused multiply-adds per cycle and SM
+  int64_t block_shared_bytes;  // the most one block may ask for
+  int64_t sm_shared_bytes;
+};
+
+// Limits of the newest known architecture that is not newer than `arch`. `num_sms` = 0: those of a
+// typical card.
+Device DeviceOf(int32_t arch, int32_t num_sms);
+
+struct KernelInfo {
+  KernelId id;
+  const char* name;
+  Op op;
+  Staging staging;
+};
+
+const std::vector<KernelInfo>& Kernels();
+const KernelInfo* FindKernel(KernelId id);
+
+enum class Verdict {
+  kChosen,
+  kSlower,         // legal, but another one is estimated to be faster
+  kOtherOp,        // a forced kernel computes another operation
+  kUnknownKernel,  // a forced kernel does not exist
+  kNotForced,      // another kernel was asked for by name
+  kArch,           // the device is too old
+  kDtype,          // no CUDA kernel computes in float64
+  kTooLarge,       // a dimension exceeds the kernels' 32-bit numbers
+  kMixedGroups,    // gathering per group needs one group per thread
+  kSharedMemory,   // no configuration fits
+};
+
+struct Candidate {
+  const KernelInfo* kernel;  // null for kUnknownKernel
+  Verdict verdict;
+  Config config;  // the fastest legal one, or the smallest one if none is legal
+  double cycles;  // estimated, of the whole launch
+};
+
+struct Choice {
+  Device device;
+  Candidate chosen;  // verdict kChosen, or why there is none
+  std::vector<Candidate> rejected;
+};
+
+// Honours `kernel` and `arch` of the problem; `arch` and `num_sms` describe the device that is
+// there
+// (`num_sms` = 0: a typical card). `workspace_bytes` bounds the split of the reduction.
+Choice Choose(const Problem& p, int32_t arch, int32_t num_sms, int64_t workspace_bytes);
+
+// One sentence each.
+std::string Reason(const Problem& p, const Choice& choice, const Candidate& candidate);
+
+// Bytes of workspace that let a reduction be split when its result has few tiles: a function of
+// shapes alone, because it is fixed when a program is lowered.
+int64_t WorkspaceBytes(const Problem& p);
+
+// Groups only need to be told apart within `cols`: a vector as long as that or longer acts like a
+// multiple of every tile width.
+int32_t EffectiveVectorLength(const Problem& p);
+
+// Steps of the whole reduction under a configuration.
+int32_t Steps(const Problem& p, const Config& c);
+
+// Tiles of the two owned extents under a configuration.
+struct TileCounts {
+  int32_t outer;
+  int32_t inner;
+};
+TileCounts Tiles(const Problem& p, const Config& c);
+
+}  // namespace jax_nm

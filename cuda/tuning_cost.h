@@ -1,0 +1,14 @@
+// The cost model of tuning.
+#pragma once
+
+#include "config.h"
+#include "problem.h"
+#include "tuning.h"
+
+namespace jax_nm {
+
+// Estimated cycles of one launch, the reduction of split results included. Only its order matters:
+// it ranks configurations of one problem.
+double EstimateCycles(const Problem& p, const Device& device, const Config& c);
+
+}  // namespace jax_nm

@@ -1,0 +1,145 @@
+// jax_nm._tuning: the choice of CUDA kernels, on any machine.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "tuning.h"
+
+namespace nb = nanobind;
+
+namespace jax_nm {
+namespace {
+
+Op ToOp(const std::string& name) {
+  if (name == "spmm") return Op::kSpmm;
+  if (name == "spmm_t") return Op::kSpmmT;
+  if (name == "sddmm") return Op::kSddmm;
+  throw std::invalid_argument("op must be 'spmm', 'spmm_t' or 'sddmm', got '" + name + "'");
+}
+
+DType ToDType(const std::string& name) {
+  if (name == "float32") return DType::kFloat32;
+  if (name == "bfloat16") return DType::kBFloat16;
+  if (name == "float16") return DType::kFloat16;
+  if (name == "float64") return DType::kFloat64;
+  throw std::invalid_argument("dtype must be 'float32', 'bfloat16', 'float16' or 'float64', got '" +
+                              name + "'");
+}
+
+Problem ToProblem(const std::string& op, const std::string& dtype, const std::string& result_dtype,
+                  int64_t batch, int64_t rows, int64_t depth, int64_t cols, int32_t n, int32_t m,
+                  int32_t vector_length, bool x_feature_major, bool y_feature_major,
+                  bool allow_tf32, int32_t kernel, int32_t arch) {
+  if (m < 1 || m > 256 || n < 1 || n > m || vector_length < 1) {
+    throw std::invalid_argument(
+        "the pattern must have 1 <= n <= m <= 256 and vector_length >= 1, got " +
+        std::to_string(n) + ":" + std::to_string(m) + ":" + std::to_string(vector_length));
+  }
+  if (batch < 0 || rows < 0 || depth < 0 || cols < 0) {
+    throw std::invalid_argument("batch, rows, depth and cols must not be negative");
+  }
+  Problem p{};
+  p.op = ToOp(op);
+  p.dtype = ToDType(dtype);
+  p.result_dtype = ToDType(result_dtype);
+  p.batch = batch;
+  p.rows = rows;
+  p.depth = depth;
+  p.cols = cols;
+  p.n = n;
+  p.m = m;
+  p.vector_length = vector_length;
+  p.kept = (depth + m - 1) / m * n;
+  p.groups = (cols + vector_length - 1) / vector_length;
+  p.x_layout = x_feature_major ? Layout::kFeatureMajor : Layout::kRowMajor;
+  p.y_layout = y_feature_major ? Layout::kFeatureMajor : Layout::kRowMajor;
+  p.allow_tf32 = allow_tf32;
+  p.kernel = kernel;
+  p.arch = arch;
+  return p;
+}
+
+nb::dict ToDict(const Config& c) {
+  constexpr const char* kStagings[] = {"window", "gather", "scatter"};
+  nb::dict d;
+  d["staging"] = kStagings[static_cast<int>(c.staging)];
+  d["block_rows"] = c.block_rows;
+  d["block_cols"] = c.block_cols;
+  d["block_kept"] = c.block_kept;
+  d["block_windows"] = c.block_windows;
+  d["thread_rows"] = c.thread_rows;
+  d["thread_cols"] = c.thread_cols;
+  d["thread_kept"] = c.thread_kept;
+  d["threads"] = c.threads;
+  d["stages"] = c.stages;
+  d["split"] = c.split;
+  d["groups_in_tile"] = c.groups_in_tile;
+  d["shared_group"] = c.shared_group;
+  d["shared_bytes"] = c.shared_bytes;
+  return d;
+}
+
+// An `arch` of 0 stands for the newest one that is tuned for.
+constexpr int32_t kDefaultArch = 90;
+
+nb::dict ChooseDict(const std::string& op, const std::string& dtype,
+                    const std::string& result_dtype, int64_t batch, int64_t rows, int64_t depth,
+                    int64_t cols, int32_t n, int32_t m, int32_t vector_length, bool x_feature_major,
+                    bool y_feature_major, bool allow_tf32, int32_t kernel, int32_t arch) {
+  const Problem p =
+      ToProblem(op, dtype, result_dtype, batch, rows, depth, cols, n, m, vector_length,
+                x_feature_major, y_feature_major, allow_tf32, kernel, arch);
+  const int64_t workspace_bytes = WorkspaceBytes(p);
+  const Choice choice = Choose(p, kDefaultArch, 0, workspace_bytes);
+  const std::string why = Reason(p, choice, choice.chosen);
+  if (choice.chosen.verdict != Verdict::kChosen) throw std::invalid_argument(why);
+  nb::list rejected;
+  for (const Candidate& candidate : choice.rejected) {
+    rejected.append(nb::make_tuple(candidate.kernel->name, Reason(p, choice, candidate)));
+  }
+  nb::dict d;
+  d["kernel"] = choice.chosen.kernel->name;
+  d["config"] = ToDict(choice.chosen.config);
+  d["why"] = why;
+  d["rejected"] = rejected;
+  d["workspace_bytes"] = workspace_bytes;
+  return d;
+}
+
+int64_t WorkspaceBytesOf(const std::string& op, const std::string& dtype,
+                         const std::string& result_dtype, int64_t batch, int64_t rows,
+                         int64_t depth, int64_t cols, int32_t n, int32_t m, int32_t vector_length,
+                         bool x_feature_major, bool y_feature_major, bool allow_tf32,
+                         int32_t kernel, int32_t arch) {
+  return WorkspaceBytes(ToProblem(op, dtype, result_dtype, batch, rows, depth, cols, n, m,
+                                  vector_length, x_feature_major, y_feature_major, allow_tf32,
+                                  kernel, arch));
+}
+
+nb::dict KernelIds() {
+  nb::dict ids;
+  for (const KernelInfo& kernel : Kernels()) ids[kernel.name] = static_cast<int32_t>(kernel.id);
+  return ids;
+}
+
+template <class Function>
+void Define(nb::module_& m, const char* name, Function function, const char* doc) {
+  m.def(name, function, nb::arg("op"), nb::arg("dtype"), nb::arg("result_dtype"), nb::arg("batch"),
+        nb::arg("rows"), nb::arg("depth"), nb::arg("cols"), nb::arg("n"), nb::arg("m"),
+        nb::arg("vector_length"), nb::arg("x_feature_major"), nb::arg("y_feature_major"),
+        nb::arg("allow_tf32"), nb::arg("kernel"), nb::arg("arch"), doc);
+}
+
+NB_MODULE(_tuning, m) {
+  m.doc() = "The choice of CUDA kernels as a pure function of the problem; needs no CUDA.";
+  Define(m, "choose", &ChooseDict,
+         "The kernel, configuration, reason and rejected candidates for a problem.");
+  Define(m, "workspace_bytes", &WorkspaceBytesOf,
+         "Bytes of the workspace that a problem's FFI call should get.");
+  m.def("kernels", &KernelIds, "Maps the name of each CUDA kernel to its id.");
+}
+
+}  // namespace
+}  // namespace jax_nm

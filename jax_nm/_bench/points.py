@@ -1,0 +1,100 @@
+"""What is measured: points, the paper's sweep, and the named suites."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable
+from typing import Any
+
+from jax_nm._pattern import Pattern
+
+OPS = ("spmm", "spmm_t", "sddmm", "step")
+DTYPES = ("float32", "bfloat16", "float16")
+PRECISIONS = ("default", "highest")
+
+# The sweep of NM-SpMM (arXiv 2503.01253): five row counts, the linear layers of Llama.
+SWEEP_ROWS = (256, 512, 1024, 2048, 4096)
+SWEEP_COLS_DEPTH = (
+    *((2048, 2048), (6144, 2048), (2048, 5632), (5632, 2048)),
+    *((4096, 4096), (12288, 4096), (4096, 11008), (11008, 4096)),
+    *((5120, 5120), (15360, 5120), (5120, 13824), (13824, 5120)),
+    *((6656, 6656), (19968, 6656), (6656, 17920), (17920, 6656)),
+    *((8192, 8192), (24576, 8192), (8192, 22016), (22016, 8192)),
+)
+SWEEP_KEPT = (16, 12, 8, 4)  # of windows of 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One measurement: an operation on one problem.
+
+    `op` is 'spmm', 'spmm_t', 'sddmm', or 'step': the product and both gradients.
+    """
+
+    op: str
+    rows: int
+    cols: int
+    depth: int
+    pattern: Pattern
+    dtype: str
+    precision: str = "default"
+
+    @property
+    def kept(self) -> int:
+        return self.pattern.kept(self.depth)
+
+    def as_json(self) -> dict[str, Any]:
+        pattern = self.pattern
+        return {
+            "op": self.op,
+            "rows": self.rows,
+            "cols": self.cols,
+            "depth": self.depth,
+            "n": pattern.n,
+            "m": pattern.m,
+            "vector_length": pattern.vector_length,
+            "dtype": self.dtype,
+            "precision": self.precision,
+        }
+
+
+def sweep(
+    length: int, dtype: str, precision: str = "default", op: str = "spmm"
+) -> Iterable[Point]:
+    """The paper's 100 shapes at its four patterns."""
+    for rows, (cols, depth), n in itertools.product(
+        SWEEP_ROWS, SWEEP_COLS_DEPTH, SWEEP_KEPT
+    ):
+        pattern = Pattern(n, 32, vector_length=length)
+        yield Point(op, rows, cols, depth, pattern, dtype, precision)
+
+
+def _generic() -> Iterable[Point]:
+    """What the kernels that are right for every input reach on the paper's ground."""
+    shapes = (
+        (4096, 4096, 4096),
+        (4096, 12288, 4096),
+        (1024, 4096, 4096),
+        (256, 4096, 4096),
+    )
+    for shape, n in itertools.product(shapes, (16, 8, 4)):
+        yield Point("spmm", *shape, Pattern(n, 32, 32), "float32", "highest")
+    for dtype, n in itertools.product(("float32", "bfloat16", "float16"), (16, 8, 4)):
+        pattern = Pattern(n, 32, 128)
+        yield Point("spmm", 4096, 4096, 4096, pattern, dtype)
+        yield Point("spmm", 256, 4096, 4096, pattern, dtype)
+    for op, length, n in itertools.product(
+        ("spmm_t", "sddmm", "step"), (32, 128), (16, 8, 4)
+    ):
+        pattern = Pattern(n, 32, length)
+        yield Point(op, 4096, 4096, 4096, pattern, "float32", "highest")
+
+
+def _quick() -> Iterable[Point]:
+    """A look at this machine in seconds."""
+    for length, n in itertools.product((32, 128), (16, 8, 4)):
+        yield Point("spmm", 512, 2048, 2048, Pattern(n, 32, length), "float32")
+
+
+SUITES = {"quick": _quick, "generic": _generic}

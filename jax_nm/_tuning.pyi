@@ -1,0 +1,44 @@
+"""The choice of CUDA kernels, cuda/tuning_module.cc: pure host code, no CUDA needed."""
+
+from typing import Any
+
+def choose(
+    op: str,
+    dtype: str,
+    result_dtype: str,
+    batch: int,
+    rows: int,
+    depth: int,
+    cols: int,
+    n: int,
+    m: int,
+    vector_length: int,
+    x_feature_major: bool,
+    y_feature_major: bool,
+    allow_tf32: bool,
+    kernel: int,
+    arch: int,
+) -> dict[str, Any]:
+    """What runs for this problem: {"kernel", "config", "why", "rejected"}."""
+
+def workspace_bytes(
+    op: str,
+    dtype: str,
+    result_dtype: str,
+    batch: int,
+    rows: int,
+    depth: int,
+    cols: int,
+    n: int,
+    m: int,
+    vector_length: int,
+    x_feature_major: bool,
+    y_feature_major: bool,
+    allow_tf32: bool,
+    kernel: int,
+    arch: int,
+) -> int:
+    """Bytes of scratch memory that the call is given."""
+
+def kernels() -> dict[str, int]:
+    """The id of each CUDA kernel by its name."""

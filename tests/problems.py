@@ -1,0 +1,221 @@
+"""The ragged problems that every kernel is tested on, and data for them.
+
+Each problem is there for one way of being awkward; its name says which. Padding slots
+always hold NaN values and arbitrary indices, so that a kernel that touches one fails.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import zlib
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from jax_nm import NMArray, Pattern
+from jax_nm._primitives import Spec
+
+OPS = ("spmm", "spmm_t", "sddmm")
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """Sizes, pattern and dtype of one product.
+
+    x is ``[*batch, *lead, depth]``, y is ``[*batch, *lead, cols]``.
+    """
+
+    name: str
+    lead: tuple[int, ...]
+    depth: int
+    cols: int
+    pattern: Pattern
+    dtype: str = "float32"
+    batch: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.name}-{self.dtype}"
+
+    @property
+    def rows(self) -> int:
+        return math.prod(self.lead)
+
+    @property
+    def kept(self) -> int:
+        return -(-self.depth // self.pattern.m) * self.pattern.n
+
+    @property
+    def groups(self) -> int:
+        return -(-self.cols // self.pattern.vector_length)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {
+            "x": (*self.batch, *self.lead, self.depth),
+            "dy": (*self.batch, *self.lead, self.cols),
+            "values": (*self.batch, self.kept, self.cols),
+            "indices": (*self.batch, self.groups, self.kept),
+        }
+
+    def reduction(self, op: str) -> int:
+        """The most terms that one element of the result sums."""
+        return {"spmm": self.kept, "spmm_t": self.cols, "sddmm": self.rows}[op]
+
+    def spec(self, **options) -> Spec:
+        return Spec(self.pattern, self.depth, len(self.batch), **options)
+
+    def precision(self):
+        """A context in which arrays of this dtype exist."""
+        return jax.enable_x64(self.dtype == "float64")
+
+    def rng(self, *salt: object) -> np.random.Generator:
+        return np.random.default_rng(zlib.crc32(repr((self, salt)).encode()))
+
+
+def _problem(name, lead, depth, cols, pattern, dtype="float32", batch=()):
+    lead = (lead,) if isinstance(lead, int) else lead
+    return Problem(name, lead, depth, cols, Pattern.parse(pattern), dtype, batch)
+
+
+_RAGGED = [
+    _problem("no_rows", 0, 64, 32, "2:4:8"),
+    _problem("no_depth", 70, 0, 6, "2:4:2"),
+    _problem("no_cols", 70, 8, 0, "2:4:2"),
+    _problem("no_batch", 4, 8, 6, "2:4:2", batch=(0,)),
+    _problem("one_row", 1, 96, 96, "8:32:32"),
+    _problem("one_col", 66, 40, 1, "2:8:16"),
+    _problem("one_deep", 5, 1, 3, "2:4:2"),
+    _problem("odd_rows", 7, 60, 30, "2:4:3"),
+    _problem("rows_3", 3, 66, 70, "5:8:64"),
+    _problem("rows_16", 16, 200, 600, "8:32:128"),
+    _problem("rows_17", 17, 200, 136, "4:16:32"),
+    _problem("rows_65", 65, 128, 128, "8:32:32"),
+    _problem("rows_130", 130, 96, 64, "8:16:16"),
+    _problem("tail_below_n", 33, 66, 24, "4:8:8"),
+    _problem("tail_above_n", 33, 70, 24, "4:8:8"),
+    _problem("one_col_group", 9, 32, 33, "2:8:32"),
+    _problem("vector_beyond_cols", 12, 32, 20, "2:8:64"),
+    _problem("all_kept", 10, 24, 16, "8:8:8"),
+    _problem("all_kept_tail", 10, 21, 16, "8:8:8"),
+    _problem("one_kept", 67, 64, 48, "1:8:16"),
+    _problem("one_in_one", 5, 9, 6, "1:1:2"),
+    _problem("odd_pattern", 31, 45, 77, "3:7:5"),
+    _problem("window_256", 35, 600, 40, "17:256:16"),
+    _problem("window_256_one", 66, 300, 24, "1:256:8"),
+    _problem("window_256_all", 3, 256, 9, "256:256:4"),
+    _problem("vector_1", 70, 48, 37, "2:4:1"),
+    _problem("vector_64", 64, 64, 130, "12:32:64"),
+    _problem("vector_128", 129, 96, 300, "8:32:128"),
+    _problem("vector_256", 68, 64, 520, "4:16:256"),
+    _problem("tiles", 300, 1000, 520, "8:32:32"),
+    _problem("lead_axes", (2, 3, 11), 48, 40, "4:16:8"),
+    _problem("batched", 70, 40, 36, "4:16:8", batch=(3,)),
+    _problem("batched_lead", (3, 5), 22, 20, "3:8:4", batch=(2, 2)),
+]
+
+
+def _named(names: str, dtype: str) -> list[Problem]:
+    chosen = [p for p in _RAGGED if p.name in names.split()]
+    return [dataclasses.replace(p, dtype=dtype) for p in chosen]
+
+
+_HALF = (
+    "no_rows one_row one_col odd_rows rows_3 rows_16 rows_65 tail_below_n "
+    "one_col_group odd_pattern window_256 vector_1 vector_128 tiles batched"
+)
+PROBLEMS: list[Problem] = [
+    *_RAGGED,
+    *_named(_HALF, "bfloat16"),
+    *_named(_HALF, "float16"),
+    *_named(
+        "one_row rows_3 rows_65 tail_below_n odd_pattern vector_128 batched", "float64"
+    ),
+]
+# One problem for each way of being ragged, where a test is about something else.
+FEW: list[Problem] = [
+    p
+    for p in PROBLEMS
+    if p.name in ("rows_65", "tail_below_n", "odd_pattern", "batched")
+]
+
+
+class Operands(NamedTuple):
+    """NumPy operands of all three products of one problem."""
+
+    x: np.ndarray
+    dy: np.ndarray
+    values: np.ndarray
+    indices: np.ndarray
+
+    def of(self, op: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        first, second = {
+            "spmm": (self.x, self.values),
+            "spmm_t": (self.dy, self.values),
+            "sddmm": (self.x, self.dy),
+        }[op]
+        return first, second, self.indices
+
+    def weight(self, problem: Problem) -> NMArray:
+        return NMArray(
+            self.values, self.indices, problem.pattern, problem.depth, problem.cols
+        )
+
+
+def integers(problem: Problem) -> Operands:
+    """Small integers: every sum of every product is exact in the accumulator."""
+    rng = problem.rng("integers")
+    draw = {
+        name: rng.integers(-4, 5, shape).astype(np.float64)
+        for name, shape in problem.shapes.items()
+        if name != "indices"
+    }
+    for array in draw.values():
+        array[array == 0] = -0.0
+    return _finish(problem, rng, draw)
+
+
+def gaussians(problem: Problem) -> Operands:
+    """Random reals."""
+    rng = problem.rng("gaussians")
+    draw = {
+        name: rng.standard_normal(shape)
+        for name, shape in problem.shapes.items()
+        if name != "indices"
+    }
+    return _finish(problem, rng, draw)
+
+
+def random_indices(problem: Problem, rng: np.random.Generator) -> np.ndarray:
+    """Ascending offsets of each window and group; any byte in the padding slots."""
+    n, m = problem.pattern.n, problem.pattern.m
+    shape = (*problem.batch, problem.groups, problem.kept // n, m)
+    keys = rng.random(shape)
+    windows = np.arange(shape[-2])[:, None]
+    keys[..., windows * m + np.arange(m) >= problem.depth] = 2  # sorts behind the rest
+    offsets = np.sort(np.argsort(keys, axis=-1)[..., :n], axis=-1).astype(np.uint8)
+    offsets = offsets.reshape(problem.shapes["indices"])
+    noise = rng.integers(0, 256, offsets.shape).astype(np.uint8)
+    return np.where(is_padding(problem), noise, offsets)
+
+
+def is_padding(problem: Problem) -> np.ndarray:
+    """bool [kept]: the slots of a ragged last window that hold nothing."""
+    n, m = problem.pattern.n, problem.pattern.m
+    slot = np.arange(problem.kept)
+    return slot // n * m + slot % n >= problem.depth
+
+
+def _finish(problem, rng, draw) -> Operands:
+    values = draw["values"]
+    if problem.kept > problem.pattern.n:
+        values[..., : problem.pattern.n, :] = 0  # the first window holds zeros only
+    values[..., is_padding(problem), :] = np.nan
+    dtype = jax.numpy.dtype(problem.dtype)
+    return Operands(
+        draw["x"].astype(dtype),
+        draw["dy"].astype(dtype),
+        values.astype(dtype),
+        random_indices(problem, rng),
+    )

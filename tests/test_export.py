@@ -1,0 +1,141 @@
+"""Export, ahead-of-time compilation, and what a lowered program holds."""
+
+from __future__ import annotations
+
+import re
+import types
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+from problems import Problem, integers
+
+import jax_nm
+from jax_nm import NMArray, Pattern, _cpu, _lowering
+
+pytestmark = pytest.mark.usefixtures("strict", "highest")
+
+PROBLEM = Problem("export", (6,), 18, 10, Pattern(4, 8, vector_length=4))
+PLATFORMS = ("cpu", "cuda", "tpu")
+OPERANDS = integers(PROBLEM)
+W = OPERANDS.weight(PROBLEM)
+
+
+def y_and_gradients(x, values, dy):
+    """All three products in one program."""
+
+    def product(x, values):
+        return jax_nm.spmm(x, NMArray(values, W.indices, W.pattern, W.depth, W.cols))
+
+    y, vjp = jax.vjp(product, x, values)
+    return y, *vjp(dy)
+
+
+def expected():
+    return [
+        oracle.compute(op, PROBLEM, *OPERANDS.of(op)).astype(np.float32)
+        for op in ("spmm", "spmm_t", "sddmm")
+    ]
+
+
+def check(function):
+    results = function(OPERANDS.x, OPERANDS.values, OPERANDS.dy)
+    for out, exact in zip(results, expected(), strict=True):
+        np.testing.assert_array_equal(out, exact, strict=True)
+
+
+@pytest.fixture
+def with_cuda(monkeypatch):
+    """Lowers for CUDA as a build with the CUDA kernels does; no such kernel is run."""
+    monkeypatch.setattr(_lowering, "cuda_module", lambda: types.ModuleType("_cuda"))
+
+
+def export(**options):
+    """The exported program, of any number of rows."""
+    (rows,) = jax.export.symbolic_shape("rows")
+    arguments = (
+        jax.ShapeDtypeStruct((rows, PROBLEM.depth), jnp.float32),
+        jax.ShapeDtypeStruct(PROBLEM.shapes["values"], jnp.float32),
+        jax.ShapeDtypeStruct((rows, PROBLEM.cols), jnp.float32),
+    )
+    exporter = jax.export.export(
+        jax.jit(y_and_gradients), platforms=PLATFORMS, **options
+    )
+    return exporter(*arguments)
+
+
+def test_multi_platform_export_with_symbolic_rows(with_cuda):
+    exported = export(disabled_checks=jax_nm.export_disabled_checks())
+    assert exported.platforms == PLATFORMS
+    text = exported.mlir_module()
+    for op in ("spmm", "spmm_t", "sddmm"):
+        # One call for the CPU and one for CUDA; TPU runs plain XLA operations.
+        assert len(re.findall(rf"@jax_nm\.{op}\.v1\b", text)) == 2
+    loaded = jax.export.deserialize(exported.serialize())
+    with jax.default_device(jax.devices("cpu")[0]):
+        check(jax.jit(loaded.call))
+
+
+def test_export_without_the_disabled_checks_is_refused(with_cuda):
+    with pytest.raises(ValueError, match=r"jax_nm\.spmm"):
+        export()
+
+
+def test_ahead_of_time_compilation(platform):
+    arguments = (OPERANDS.x, OPERANDS.values, OPERANDS.dy)
+    check(jax.jit(y_and_gradients).lower(*arguments).compile())
+
+
+def lowered_text(platform: str) -> str:
+    # A new function each time: JAX caches what it has lowered.
+    function = jax.jit(lambda *operands: y_and_gradients(*operands))
+    traced = function.trace(OPERANDS.x, OPERANDS.values, OPERANDS.dy)
+    return traced.lower(lowering_platforms=(platform,)).as_text()
+
+
+ATTRIBUTES = {
+    "n": 4,
+    "m": 8,
+    "vector_length": 4,
+    "layout": 0,
+    "flags": 0,  # no TF32 under HIGHEST
+    "kernel": 0,
+    "arch": 0,
+}
+
+
+@pytest.mark.parametrize("target_platform", ["cpu", "cuda"])
+def test_lowered_program_names_targets_and_attributes(with_cuda, target_platform):
+    """The persistent cache keys on these, not on the binary behind the name."""
+    text = lowered_text(target_platform)
+    for op in ("spmm", "spmm_t", "sddmm"):
+        (call,) = re.findall(rf"custom_call @jax_nm\.{op}\.v1\(.*", text)
+        (config,) = re.findall(r"backend_config = \{(.*?)\}", call)
+        attributes = dict(re.findall(r"(\w+) = (-?\d+) : i32", config))
+        assert {name: int(value) for name, value in attributes.items()} == ATTRIBUTES
+
+
+def test_registered_targets_are_those_that_are_lowered():
+    names = {_lowering.target_name(op) for op in ("spmm", "spmm_t", "sddmm")}
+    assert set(_cpu.registrations()) == names
+
+
+def test_precision_is_an_attribute(with_cuda):
+    with jax.default_matmul_precision("default"):
+        assert len(re.findall(r"flags = 1 : i32", lowered_text("cuda"))) == 3
+
+
+def test_platforms_without_kernels_run_plain_operations():
+    assert "custom_call" not in lowered_text("tpu")
+
+
+def test_a_build_without_cuda_kernels_warns_once_and_runs(monkeypatch):
+    monkeypatch.setattr(_lowering, "cuda_module", lambda: None)
+    _lowering._warn_no_cuda.cache_clear()
+    with pytest.warns(UserWarning, match="built without its CUDA kernels"):
+        text = lowered_text("cuda")
+    assert "jax_nm." not in text
+    lowered_text("cuda")  # a second warning would be an error

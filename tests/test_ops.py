@@ -1,0 +1,374 @@
+"""The three primitives, on every problem and platform, in three tiers.
+
+  exact     small integers, equal to the oracle rounded once;
+  bound     |out - ref| <= (u_out + 2 u_in + (len + 2) u_acc) (|first| @ |second|);
+  baseline  the Frobenius error is at most twice that of the dense product, plus u_out.
+
+The bound has no free constants: u_out, u_in and u_acc are unit roundoffs of the result,
+of the operands as the hardware reads them, and of the accumulator; len is the number of
+terms of one sum.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+from problems import (
+    FEW,
+    OPS,
+    PROBLEMS,
+    Problem,
+    gaussians,
+    integers,
+    is_padding,
+)
+
+from jax_nm import _cpu, _lowering, _primitives, _tuning
+
+pytestmark = pytest.mark.usefixtures("strict")
+
+every_problem = pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+few_problems = pytest.mark.parametrize("problem", FEW, ids=str)
+kernel_problems = pytest.mark.parametrize(
+    "problem", [p for p in PROBLEMS if p.dtype != "float64"], ids=str
+)
+every_op = pytest.mark.parametrize("op", OPS)
+
+ISAS = {"portable": 1, "avx2": 2, "avx512": 3, "neon": 4}
+
+
+def run(op, problem: Problem, operands, out_dtype=None, **options) -> np.ndarray:
+    """One product through its primitive; `operands` in the order of the primitive."""
+    out_dtype = out_dtype or problem.dtype
+    with problem.precision():
+        result = getattr(_primitives, op)(
+            *map(jnp.asarray, operands),
+            spec=problem.spec(**options),
+            out_dtype=jnp.dtype(out_dtype),
+        )
+        assert result.dtype == jnp.dtype(out_dtype)
+        return np.asarray(result)
+
+
+def rounded(exact: np.ndarray, dtype) -> np.ndarray:
+    return exact.astype(jnp.dtype(dtype))
+
+
+def unit_roundoff(dtype) -> float:
+    return float(jnp.finfo(dtype).eps) / 2
+
+
+# Tier (i): exact.
+
+
+@every_op
+@every_problem
+def test_integers_are_exact(platform, problem, op):
+    operands = integers(problem).of(op)
+    exact = oracle.compute(op, problem, *operands)
+    out = run(op, problem, operands)
+    np.testing.assert_array_equal(out, rounded(exact, problem.dtype), strict=True)
+
+
+@every_op
+@pytest.mark.parametrize(
+    "problem",
+    [p for p in PROBLEMS if p.name in ("rows_65", "tail_below_n", "batched")],
+    ids=str,
+)
+def test_preferred_element_type_rounds_once(platform, problem, op):
+    operands = integers(problem).of(op)
+    exact = oracle.compute(op, problem, *operands)
+    for out_dtype in {"float32", "bfloat16", "float16"} - {problem.dtype}:
+        out = run(op, problem, operands, out_dtype)
+        np.testing.assert_array_equal(out, rounded(exact, out_dtype), strict=True)
+
+
+def call_kernel(op, platform, problem: Problem, operands, *, layout, workspace):
+    """The bare custom call, on matrices of rank 3 that lie as the layout code says."""
+    first, second, indices = operands
+    batch = int(np.prod(problem.batch))
+    pattern = problem.pattern
+    result_shape = {
+        "spmm": (batch, problem.rows, problem.cols),
+        "spmm_t": (batch, problem.rows, problem.depth),
+        "sddmm": (batch, problem.kept, problem.cols),
+    }[op]
+    sizes = {"spmm": problem.kept, "spmm_t": problem.kept, "sddmm": problem.rows}
+    order = {True: (0, 2, 1), False: (0, 1, 2)}
+    x_order, y_order = order[bool(layout & 1)], order[bool(layout & 2)]
+    row_major = order[False]
+    orders = {
+        "spmm": (x_order, row_major, y_order),
+        "spmm_t": (y_order, row_major, x_order),
+        "sddmm": (x_order, y_order, row_major),
+    }[op]
+    results = [jax.ShapeDtypeStruct(result_shape, first.dtype)]
+    result_orders = [orders[2]]
+    if platform == "cuda":
+        results.append(jax.ShapeDtypeStruct((workspace,), jnp.uint8))
+        result_orders.append((0,))
+    outputs = jax.ffi.ffi_call(
+        _lowering.target_name(op),
+        results,
+        input_layouts=[*orders[:2], row_major],
+        output_layouts=result_orders,
+    )(
+        first.reshape(batch, problem.rows, first.shape[-1]),
+        second.reshape(batch, sizes[op], second.shape[-1]),
+        indices.reshape(batch, problem.groups, problem.kept),
+        n=np.int32(pattern.n),
+        m=np.int32(pattern.m),
+        vector_length=np.int32(pattern.vector_length),
+        layout=np.int32(layout),
+        flags=np.int32(0),
+        kernel=np.int32(0),
+        arch=np.int32(0),
+    )
+    return outputs[0]
+
+
+@every_op
+@kernel_problems
+def test_every_layout_and_any_workspace(platform, problem, op):
+    """Rows are not padded here, so the kernels also meet unaligned rows."""
+    operands = integers(problem).of(op)
+    exact = rounded(oracle.compute(op, problem, *operands), problem.dtype)
+    workspaces = (0, 1000, 1 << 22) if platform == "cuda" else (0,)
+    # XLA's CPU compiler dies of a division by zero on a copy of an empty array.
+    codes = range(4) if all(a.size for a in operands) else (0,)
+
+    @jax.jit
+    def call(*operands):
+        return [
+            call_kernel(op, platform, problem, operands, layout=code, workspace=size)
+            for code in codes
+            for size in workspaces
+        ]
+
+    for out in call(*map(jnp.asarray, operands)):
+        np.testing.assert_array_equal(
+            np.asarray(out).reshape(exact.shape), exact, strict=True
+        )
+
+
+@every_op
+@every_problem
+def test_every_instruction_set_is_exact(problem, op):
+    """On the CPU: the kernels of narrower instruction sets than this machine's."""
+    operands = integers(problem).of(op)
+    exact = rounded(oracle.compute(op, problem, *operands), problem.dtype)
+    with jax.default_device(jax.devices("cpu")[0]):
+        for isa in runnable_isas():
+            if isa == _cpu.isa():
+                continue  # the one that every other test runs
+            out = run(op, problem, operands, kernel=ISAS[isa])
+            np.testing.assert_array_equal(out, exact, strict=True, err_msg=isa)
+
+
+@functools.cache
+def runnable_isas() -> tuple[str, ...]:
+    def runs(isa):
+        try:
+            problem = ("spmm", "float32", "float32", 1, 1, 4, 1, 2, 4, 1, False, False)
+            _cpu.plan(*problem, ISAS[isa])
+        except ValueError:
+            return False
+        return True
+
+    return tuple(isa for isa in _cpu.built_isas() if runs(isa))
+
+
+def test_the_widest_instruction_set_is_chosen():
+    assert _cpu.isa() == runnable_isas()[-1]
+
+
+# Tiers (ii) and (iii): random reals against the bound and against the dense product.
+
+
+@every_op
+@every_problem
+def test_rounding_errors_are_bounded(platform, problem, op):
+    check_rounding(platform, problem, op, highest=True)
+
+
+@every_op
+@pytest.mark.parametrize(
+    "problem", [p for p in PROBLEMS if p.dtype == "float32"], ids=str
+)
+def test_rounding_errors_are_bounded_in_tf32(cuda, problem, op):
+    check_rounding(cuda, problem, op, highest=False)
+
+
+def check_rounding(platform, problem: Problem, op, *, highest):
+    operands = gaussians(problem)
+    reference = oracle.compute(op, problem, *operands.of(op))
+    scale = oracle.magnitude(op, problem, *operands.of(op))
+    out = run(op, problem, operands.of(op), highest=highest)
+    error = np.abs(out.astype(reference.dtype) - reference)
+
+    dtype = problem.dtype
+    u_out = unit_roundoff(dtype)
+    u_in = 0.0
+    u_acc = unit_roundoff("float64" if dtype == "float64" else "float32")
+    if platform == "cuda" and (dtype != "float32" or not highest):
+        u_acc *= 2  # tensor cores truncate
+        u_in = 2.0**-10 if dtype == "float32" else 0.0
+    relative = u_out + 2 * u_in + (problem.reduction(op) + 2) * u_acc
+    underflow = float(jnp.finfo(dtype).smallest_subnormal) / 2
+    assert (error <= relative * scale + underflow).all()
+
+    dense = dense_product(op, problem, operands, highest=highest)
+    baseline = np.linalg.norm((dense.astype(reference.dtype) - reference).ravel())
+    norm = np.linalg.norm(reference.ravel())
+    assert np.linalg.norm(error.ravel()) <= 2 * baseline + u_out * norm
+
+
+def dense_product(op, problem: Problem, operands, *, highest) -> np.ndarray:
+    """The same product through XLA's dense one, on the same device and precision."""
+    precision = jax.lax.Precision.HIGHEST if highest else jax.lax.Precision.DEFAULT
+    batch = problem.batch
+    with problem.precision():
+        x = jnp.asarray(operands.x.reshape(*batch, problem.rows, problem.depth))
+        dy = jnp.asarray(operands.dy.reshape(*batch, problem.rows, problem.cols))
+        kernel = jnp.asarray(oracle.dense(problem, operands.values, operands.indices))
+        matmul = functools.partial(jnp.matmul, precision=precision)
+        if op == "spmm":
+            return np.asarray(matmul(x, kernel)).reshape(problem.shapes["dy"])
+        if op == "spmm_t":
+            return np.asarray(matmul(dy, kernel.mT)).reshape(problem.shapes["x"])
+        return oracle.sample(problem, np.asarray(matmul(x.mT, dy)), operands.indices)
+
+
+# Determinism and safety.
+
+
+@every_op
+@few_problems
+def test_repeated_calls_are_bit_equal(platform, problem, op):
+    operands = gaussians(problem).of(op)
+    first = run(op, problem, operands)
+    for _ in range(3):
+        np.testing.assert_array_equal(run(op, problem, operands), first)
+
+
+@every_op
+@every_problem
+def test_any_index_byte_gives_finite_results(platform, problem, op):
+    first, second, indices = integers(problem).of(op)
+    noise = problem.rng("noise").integers(0, 256, indices.shape).astype(np.uint8)
+    assert np.isfinite(run(op, problem, (first, second, noise))).all()
+
+
+@every_op
+@few_problems
+@pytest.mark.parametrize("special", [np.nan, np.inf])
+def test_non_finite_values_reach_their_readers_only(platform, problem, op, special):
+    first, second, indices = integers(problem).of(op)
+    batch, lead = (tuple(s // 2 for s in a) for a in (problem.batch, problem.lead))
+    read = 0 if op == "spmm_t" else indices[(*batch, 0, 0)]  # by the first slot
+    first[(*batch, *lead, read)] = special
+    with np.errstate(invalid="ignore"):
+        exact = oracle.compute(op, problem, first, second, indices)
+    out = run(op, problem, (first, second, indices))
+    finite = np.isfinite(exact)
+    assert not finite.all()
+    assert finite.any()
+    # NumPy knows NaN in its own dtypes only.
+    wide = "float64"
+    np.testing.assert_array_equal(
+        out.astype(wide), rounded(exact, problem.dtype).astype(wide)
+    )
+
+
+@pytest.mark.parametrize(
+    "problem", [p for p in PROBLEMS if is_padding(p).any() and p.rows > 0], ids=str
+)
+def test_sddmm_writes_zero_in_padding_slots(platform, problem):
+    x, dy, indices = integers(problem).of("sddmm")
+    x[..., -1] = np.nan  # what a padding slot would read
+    out = run("sddmm", problem, (x, dy, indices))
+    assert (out[..., is_padding(problem), :] == 0).all()
+
+
+@every_op
+@few_problems
+def test_sliced_and_strided_operands(platform, problem, op):
+    """Operands that are views of larger arrays, in NumPy and inside a computation."""
+    operands = integers(problem).of(op)
+    exact = rounded(oracle.compute(op, problem, *operands), problem.dtype)
+
+    def frame(a):
+        """`a` in the middle of a larger array, each element twice."""
+        pad = [(1, 2)] * (a.ndim - 1)
+        return np.repeat(np.pad(a, [*pad, (1, 2)]), 2, axis=-1)
+
+    def view(a, like):
+        window = [slice(1, 1 + size) for size in like.shape[:-1]]
+        return a[(*window, slice(2, 2 + 2 * like.shape[-1], 2))]
+
+    framed = [frame(a) for a in operands]
+    views = [view(a, like) for a, like in zip(framed, operands, strict=True)]
+    assert not all(a.flags.c_contiguous for a in views)
+    np.testing.assert_array_equal(run(op, problem, views), exact, strict=True)
+
+    def inside(*framed):
+        views = [view(a, like) for a, like in zip(framed, operands, strict=True)]
+        spec, out_dtype = problem.spec(), jnp.dtype(problem.dtype)
+        return getattr(_primitives, op)(*views, spec=spec, out_dtype=out_dtype)
+
+    with problem.precision():
+        out = np.asarray(jax.jit(inside)(*map(jnp.asarray, framed)))
+    np.testing.assert_array_equal(out, exact, strict=True)
+
+
+# Kernels that the tuning function would not choose here.
+
+
+@every_op
+@kernel_problems
+def test_every_cuda_kernel_is_exact(cuda, problem, op):
+    forced = [problem.spec(kernel=k) for k in cuda_kernels(op, problem)]
+    forced += [problem.spec(arch=arch) for arch in (80, 86, 89, 90, 100, 120)]
+    check_specs(op, problem, forced)
+
+
+def check_specs(op, problem: Problem, specs):
+    operands = integers(problem).of(op)
+    exact = rounded(oracle.compute(op, problem, *operands), problem.dtype)
+
+    @jax.jit
+    def call(*operands):
+        return [
+            getattr(_primitives, op)(
+                *operands, spec=spec, out_dtype=jnp.dtype(problem.dtype)
+            )
+            for spec in specs
+        ]
+
+    for spec, out in zip(specs, call(*map(jnp.asarray, operands)), strict=True):
+        np.testing.assert_array_equal(out, exact, strict=True, err_msg=str(spec))
+
+
+def cuda_kernels(op, problem: Problem) -> list[int]:
+    """The ids of the kernels that can compute this problem."""
+
+    def can_run(kernel: int) -> bool:
+        spec = dataclasses.replace(problem.spec(), kernel=kernel, arch=90)
+        dtype = jnp.dtype(problem.dtype)
+        arguments = _lowering.problem_arguments(
+            op, dtype, dtype, 1, problem.rows, problem.cols, spec, True, True
+        )
+        try:
+            _tuning.choose(*arguments)
+        except ValueError:
+            return False
+        return True
+
+    return [kernel for kernel in _tuning.kernels().values() if can_run(kernel)]
