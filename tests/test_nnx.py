@@ -456,4 +456,6 @@ def test_without_flax_the_error_names_the_extra(monkeypatch, module):
 
 def test_jax_nm_does_not_import_flax():
     code = "import sys, jax_nm; sys.exit('flax' in sys.modules)"
-    assert subprocess.run([sys.executable, "-P", "-c", code], check=False).returncode == 0
+    assert (
+        subprocess.run([sys.executable, "-P", "-c", code], check=False).returncode == 0
+    )
