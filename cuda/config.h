@@ -39,6 +39,12 @@ enum class KernelId : int32_t {
   kSddmm64x128Gather = 42,
   kSddmm32x32Window = 43,
   kSddmm32x32Gather = 44,
+  kSpmmHopper128x256 = 61,
+  kSpmmHopper256x128 = 62,
+  kSpmmHopper128x128 = 63,
+  kSpmmHopper64x128 = 64,
+  kSpmmHopper256x64x2 = 65,
+  kSpmmHopper128x64x2 = 66,
 };
 
 struct Config {
@@ -58,7 +64,9 @@ struct Config {
   bool shared_group;       // all columns of one thread lie in one group
   int32_t row_warps;       // spmm_t: warps along rows, and the windows of each warp
   int32_t warp_windows;
-  int32_t warp_kept;  // spmm_t: slots that a warp multiplies at a time
+  int32_t warp_kept;    // spmm_t: slots that a warp multiplies at a time
+  int32_t raster_cols;  // Hopper: column tiles that are walked before the next row tile
+  int32_t blocks;       // Hopper: that the launch has, each of which walks over tiles
   int64_t shared_bytes;
 };
 

@@ -3,7 +3,9 @@
 #include "dispatch.h"
 #include "kernels.h"
 #include "launch_args.h"
+#include "launch_hopper.h"
 #include "reduce.cuh"
+#include "tuning_hopper.h"
 
 namespace jax_nm {
 namespace {
@@ -21,9 +23,19 @@ KernelTable TableOf(Op op, DType dtype) {
   return kTables[static_cast<int>(op)][static_cast<int>(dtype)]();
 }
 
+#ifdef JAX_NM_HAVE_SM90A
+KernelTable HopperTableOf(const Problem& p) {
+  const bool float_result = p.result_dtype == DType::kFloat32;
+  return p.dtype == DType::kBFloat16 ? HopperSpmmBFloat16(float_result)
+                                     : HopperSpmmFloat16(float_result);
+}
+#else
+KernelTable HopperTableOf(const Problem&) { return {nullptr, 0}; }
+#endif
+
 // Null if there is none: `Choose` rules that out.
 KernelEntry* FindEntry(const Problem& p, const Config& config) {
-  const KernelTable table = TableOf(p.op, p.dtype);
+  const KernelTable table = IsHopper(config.kernel) ? HopperTableOf(p) : TableOf(p.op, p.dtype);
   for (int32_t i = 0; i < table.count; ++i) {
     KernelEntry& entry = table.entries[i];
     if (entry.kernel == config.kernel && entry.shared_group == config.shared_group) return &entry;
@@ -71,6 +83,10 @@ cudaError_t Prepare(const Problem& p, const Config& config, int device) {
   if (error != cudaSuccess) return error;
   error = cudaFuncSetAttribute(entry->function, cudaFuncAttributeMaxDynamicSharedMemorySize, limit);
   if (error != cudaSuccess) return error;
+  if (IsHopper(config.kernel)) {
+    error = PrepareHopper();
+    if (error != cudaSuccess) return error;
+  }
   entry->prepared.fetch_or(bit, std::memory_order_release);
   return cudaSuccess;
 }
@@ -80,6 +96,7 @@ cudaError_t Launch(const Problem& p, const Config& config, const Buffers& b, cud
   if (elements == 0) return cudaSuccess;
   KernelEntry* entry = FindEntry(p, config);
   if (entry == nullptr) return cudaErrorInvalidDeviceFunction;
+  if (IsHopper(config.kernel)) return LaunchHopper(p, config, entry->function, b, stream);
   KernelArgs args = MakeKernelArgs(p, config, b.first, b.second, b.indices, b.result, b.workspace);
   const int64_t tiles = p.batch * args.outer_tiles * args.inner_tiles * config.split;
   void* parameters[] = {&args};
@@ -108,6 +125,14 @@ std::vector<int> BuiltArchs() {
   std::vector<int> archs;
   for (int arch : {__CUDA_ARCH_LIST__}) archs.push_back(arch / 10);
   return archs;
+}
+
+bool HasHopperKernels() {
+#ifdef JAX_NM_HAVE_SM90A
+  return true;
+#else
+  return false;
+#endif
 }
 
 }  // namespace jax_nm

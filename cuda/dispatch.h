@@ -20,16 +20,21 @@ struct Buffers {
   void* workspace;
 };
 
-// Loads the kernel of a configuration on the current device, `device`, and raises its limit of
-// shared memory. Cheap after the first time. A launch needs this to have been done.
+// Loads the kernel of a configuration on the current device, `device`, raises its limit of shared
+// memory and finds what else its launch calls. Cheap after the first time. A launch needs this to
+// have been done.
 cudaError_t Prepare(const Problem& p, const Config& config, int device);
 
 // Computes the result; neither allocates nor waits. `workspace` holds `config.split` results in
-// float32 if that is more than one.
+// float32 if that is more than one. The Hopper kernels return cudaErrorMisalignedAddress for
+// buffers that are not aligned to 16 bytes.
 cudaError_t Launch(const Problem& p, const Config& config, const Buffers& buffers,
                    cudaStream_t stream);
 
 // Compute capabilities * 10 that this library holds machine code for.
 std::vector<int> BuiltArchs();
+
+// Whether this library holds machine code for sm_90a.
+bool HasHopperKernels();
 
 }  // namespace jax_nm

@@ -28,6 +28,7 @@ struct DeviceInfo {
   int ordinal;
   int arch;
   int num_sms;
+  bool wgmma;  // runs code for sm_90a, and this build holds it
 };
 
 // Of the device that XLA has made current. Attributes never change, so each is asked for once.
@@ -50,7 +51,8 @@ cudaError_t CurrentDevice(DeviceInfo* info) {
       return error;
     }
   }
-  *info = {ordinal, major * 10 + minor, num_sms};
+  const bool wgmma = major == 9 && minor == 0 && HasHopperKernels();
+  *info = {ordinal, major * 10 + minor, num_sms, wgmma};
   known.emplace(ordinal, *info);
   return cudaSuccess;
 }
@@ -88,7 +90,7 @@ ffi::ErrorOr<Config> ConfigOf(const Problem& p, const DeviceInfo& device, int64_
   const ProblemKey key = KeyOf(p, workspace_bytes, device.ordinal);
   std::lock_guard<std::mutex> lock(mutex);
   if (const auto found = known.find(key); found != known.end()) return found->second;
-  const Choice choice = Choose(p, device.arch, device.num_sms, workspace_bytes);
+  const Choice choice = Choose(p, device.arch, device.num_sms, device.wgmma, workspace_bytes);
   if (choice.chosen.verdict != Verdict::kChosen) {
     return ffi::Unexpected(
         ffi::Error::InvalidArgument("jax_nm: " + Reason(p, choice, choice.chosen)));

@@ -12,7 +12,7 @@ namespace jax_nm {
 struct KernelEntry {
   KernelId kernel;
   bool shared_group;
-  const void* function;               // void(KernelArgs)
+  const void* function;  // void(KernelArgs); of Hopper void(CUtensorMap, CUtensorMap, HopperArgs)
   std::atomic<uint64_t> prepared{0};  // bit d: set up on device d
 };
 
@@ -30,5 +30,8 @@ KernelTable SpmmTFloat16();
 KernelTable SddmmFloat32();
 KernelTable SddmmBFloat16();
 KernelTable SddmmFloat16();
+// In builds for sm_90a.
+KernelTable HopperSpmmBFloat16(bool float_result);
+KernelTable HopperSpmmFloat16(bool float_result);
 
 }  // namespace jax_nm

@@ -32,6 +32,8 @@ NB_MODULE(_cuda, m) {
         "Maps each target name to its stages' handlers, as capsules.");
   m.def("built_archs", &Archs,
         "Compute capabilities (as 90 for 9.0) that this module holds machine code for.");
+  m.def("has_wgmma", &HasHopperKernels,
+        "Whether this module holds machine code for sm_90a, which the wgmma kernels need.");
 }
 
 }  // namespace

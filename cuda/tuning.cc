@@ -5,6 +5,7 @@
 
 #include "kernel_args.h"
 #include "tuning_cost.h"
+#include "tuning_hopper.h"
 
 namespace jax_nm {
 namespace {
@@ -69,7 +70,7 @@ Config SddmmConfig(const KernelInfo& kernel, int32_t element_bytes) {
   return c;
 }
 
-// The part of a configuration that the kernel's tile fixes.
+// The part of a configuration that the tile of a kernel of the generic family fixes.
 Config BaseConfig(const KernelInfo& kernel, int32_t element_bytes) {
   switch (kernel.id) {
     case KernelId::kSpmm128x128Window:
@@ -96,6 +97,12 @@ Config BaseConfig(const KernelInfo& kernel, int32_t element_bytes) {
     case KernelId::kSddmm32x32Gather:
       return SddmmConfig<SddmmSmall>(kernel, element_bytes);
     case KernelId::kAuto:
+    case KernelId::kSpmmHopper128x256:
+    case KernelId::kSpmmHopper256x128:
+    case KernelId::kSpmmHopper128x128:
+    case KernelId::kSpmmHopper64x128:
+    case KernelId::kSpmmHopper256x64x2:
+    case KernelId::kSpmmHopper128x64x2:
       break;
   }
   return Config{};
@@ -162,6 +169,10 @@ Verdict CheckKernel(const Problem& p, const Device& device, const KernelInfo& ke
   if (device.arch == 0) return Verdict::kArch;
   if (p.dtype == DType::kFloat64 || p.result_dtype == DType::kFloat64) return Verdict::kDtype;
   if (std::max({p.rows, p.depth, p.cols, p.kept}) > kMaxDimension) return Verdict::kTooLarge;
+  if (IsHopper(kernel.id)) {
+    if (!device.wgmma) return Verdict::kWgmma;
+    return HopperReason(p, kernel.id).empty() ? Verdict::kChosen : Verdict::kHopper;
+  }
   const int32_t thread_cols = BaseConfig(kernel, ByteWidth(p.dtype)).thread_cols;
   if (p.op == Op::kSpmm && kernel.staging == Staging::kGather &&
       EffectiveVectorLength(p) % thread_cols != 0) {
@@ -175,6 +186,11 @@ Candidate BestOf(const Problem& p, const Device& device, const KernelInfo& kerne
                  int64_t workspace_bytes) {
   Candidate best{&kernel, CheckKernel(p, device, kernel), Config{}, 0.0};
   if (best.verdict != Verdict::kChosen) return best;
+  if (IsHopper(kernel.id)) {
+    best.config = HopperConfig(p, kernel.id, device.num_sms);
+    best.cycles = HopperCycles(p, best.config);
+    return best;
+  }
   best.verdict = Verdict::kSharedMemory;
   const int64_t partial_bytes = std::max<int64_t>(ResultElements(p), 1) * 4;
   for (Config c : Shapes(p, kernel)) {
@@ -203,6 +219,17 @@ Candidate BestOf(const Problem& p, const Device& device, const KernelInfo& kerne
   return best;
 }
 
+// Where a product has few tiles and a long reduction, which only the generic kernels split, the
+// estimates of the two families can each be wrong by a factor: at 256 rows (H200, float32) the
+// generic kernels took up to 1.6 times the estimate, and at 1024 rows a step of the Hopper kernel
+// 0.8 of it. With enough tiles there is no doubt: 8:32 at 4096^3, L = 128, in bfloat16 takes
+// 0.98 ms by the best generic kernel and 0.066 ms by the Hopper kernel.
+constexpr double kHopperDoubt = 2.0;
+
+double Rank(const Candidate& candidate) {
+  return IsHopper(candidate.kernel->id) ? candidate.cycles / kHopperDoubt : candidate.cycles;
+}
+
 std::string Kilobytes(int64_t bytes) { return std::to_string(CeilDiv64(bytes, 1024)) + " KB"; }
 
 std::string Cycles(double cycles) {
@@ -210,50 +237,6 @@ std::string Cycles(double cycles) {
 }
 
 }  // namespace
-
-Device DeviceOf(int32_t arch, int32_t num_sms) {
-  // CUDA C++ Programming Guide, "Technical Specifications per Compute Capability". The SM counts
-  // are those of A100, A10, L40S, H200, B200 and RTX PRO 6000.
-  constexpr Device kDevices[] = {
-      {120, 188, 128, 99 << 10, 100 << 10}, {100, 148, 128, 227 << 10, 228 << 10},
-      {90, 132, 128, 227 << 10, 228 << 10}, {89, 142, 128, 99 << 10, 100 << 10},
-      {86, 72, 128, 99 << 10, 100 << 10},   {80, 108, 64, 163 << 10, 164 << 10},
-  };
-  for (Device device : kDevices) {
-    if (arch < device.arch) continue;
-    if (num_sms > 0) device.num_sms = num_sms;
-    return device;
-  }
-  return Device{};
-}
-
-const std::vector<KernelInfo>& Kernels() {
-  constexpr Staging kWindow = Staging::kWindow, kGather = Staging::kGather;
-  static const std::vector<KernelInfo> kernels = {
-      {KernelId::kSpmm128x128Window, "spmm_128x128_window", Op::kSpmm, kWindow},
-      {KernelId::kSpmm128x128Gather, "spmm_128x128_gather", Op::kSpmm, kGather},
-      {KernelId::kSpmm64x64Window, "spmm_64x64_window", Op::kSpmm, kWindow},
-      {KernelId::kSpmm64x64Gather, "spmm_64x64_gather", Op::kSpmm, kGather},
-      {KernelId::kSpmm32x32Window, "spmm_32x32_window", Op::kSpmm, kWindow},
-      {KernelId::kSpmm32x32Gather, "spmm_32x32_gather", Op::kSpmm, kGather},
-      {KernelId::kSpmmT4x16, "spmm_t_4x16", Op::kSpmmT, Staging::kScatter},
-      {KernelId::kSpmmT2x16, "spmm_t_2x16", Op::kSpmmT, Staging::kScatter},
-      {KernelId::kSpmmT1x16, "spmm_t_1x16", Op::kSpmmT, Staging::kScatter},
-      {KernelId::kSpmmT4x8, "spmm_t_4x8", Op::kSpmmT, Staging::kScatter},
-      {KernelId::kSddmm64x128Window, "sddmm_64x128_window", Op::kSddmm, kWindow},
-      {KernelId::kSddmm64x128Gather, "sddmm_64x128_gather", Op::kSddmm, kGather},
-      {KernelId::kSddmm32x32Window, "sddmm_32x32_window", Op::kSddmm, kWindow},
-      {KernelId::kSddmm32x32Gather, "sddmm_32x32_gather", Op::kSddmm, kGather},
-  };
-  return kernels;
-}
-
-const KernelInfo* FindKernel(KernelId id) {
-  for (const KernelInfo& kernel : Kernels()) {
-    if (kernel.id == id) return &kernel;
-  }
-  return nullptr;
-}
 
 int32_t EffectiveVectorLength(const Problem& p) {
   if (p.vector_length < p.cols) return p.vector_length;
@@ -277,9 +260,11 @@ TileCounts Tiles(const Problem& p, const Config& c) {
   return {count(p.rows, c.block_rows), count(CeilDiv64(p.depth, p.m), c.block_windows)};
 }
 
-Choice Choose(const Problem& p, int32_t arch, int32_t num_sms, int64_t workspace_bytes) {
+Choice Choose(const Problem& p, int32_t arch, int32_t num_sms, bool wgmma,
+              int64_t workspace_bytes) {
   Choice choice{};
   choice.device = DeviceOf(p.arch != 0 ? p.arch : arch, num_sms);
+  choice.device.wgmma = choice.device.wgmma && wgmma;
   const KernelId forced = static_cast<KernelId>(p.kernel);
   if (forced != KernelId::kAuto) {
     const KernelInfo* kernel = FindKernel(forced);
@@ -298,7 +283,7 @@ Choice Choose(const Problem& p, int32_t arch, int32_t num_sms, int64_t workspace
     }
     Candidate candidate = BestOf(p, choice.device, kernel, workspace_bytes);
     if (candidate.verdict == Verdict::kChosen &&
-        (!found || candidate.cycles < choice.chosen.cycles)) {
+        (!found || Rank(candidate) < Rank(choice.chosen))) {
       if (found) choice.rejected.push_back(choice.chosen);
       choice.chosen = candidate;
       found = true;
@@ -326,13 +311,18 @@ std::string Reason(const Problem& p, const Choice& choice, const Candidate& cand
       const TileCounts tiles = Tiles(p, c);
       const int64_t blocks = p.batch * tiles.outer * tiles.inner * c.split;
       return (p.kernel != 0 ? "asked for by its id; " : "the fastest by estimate, ") +
-             Cycles(candidate.cycles) + ": " + std::to_string(blocks) + " blocks" +
+             Cycles(candidate.cycles) + ": " + std::to_string(blocks) +
+             (IsHopper(c.kernel) ? " tiles, walked by " + std::to_string(c.blocks) + " blocks"
+                                 : std::string(" blocks")) +
              (c.split > 1 ? " (each reduction split " + std::to_string(c.split) + " ways)" : "") +
              " on " + std::to_string(choice.device.num_sms) + " SMs";
     }
     case Verdict::kSlower:
       return "estimated at " + Cycles(candidate.cycles) + ", the chosen one at " +
-             Cycles(choice.chosen.cycles);
+             Cycles(choice.chosen.cycles) +
+             (candidate.cycles < choice.chosen.cycles
+                  ? ", which is preferred unless it seems to take twice as long"
+                  : "");
     case Verdict::kOtherOp:
       return "kernel " + std::to_string(p.kernel) + " (" + candidate.kernel->name + ") computes " +
              kOps[static_cast<int>(candidate.kernel->op)] + ", not " + kOps[static_cast<int>(p.op)];
@@ -354,6 +344,12 @@ std::string Reason(const Problem& p, const Choice& choice, const Candidate& cand
       return "needs at least " + Kilobytes(c.shared_bytes) + " of shared memory, sm_" +
              std::to_string(choice.device.arch) + " has " +
              Kilobytes(choice.device.block_shared_bytes) + " for a block";
+    case Verdict::kWgmma:
+      return "needs a device of compute capability 9.0 and code for it (sm_90a) in this build, got "
+             "sm_" +
+             std::to_string(choice.device.arch);
+    case Verdict::kHopper:
+      return HopperReason(p, candidate.kernel->id);
   }
   return "";
 }

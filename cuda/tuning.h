@@ -17,6 +17,7 @@ struct Device {
   int32_t fp32_lanes;          // fused multiply-adds per cycle and SM
   int64_t block_shared_bytes;  // the most one block may ask for
   int64_t sm_shared_bytes;
+  bool wgmma;  // runs machine code for sm_90a
 };
 
 // Limits of the newest known architecture that is not newer than `arch`. `num_sms` = 0: those of a
@@ -44,6 +45,8 @@ enum class Verdict {
   kTooLarge,       // a dimension exceeds the kernels' 32-bit numbers
   kMixedGroups,    // gathering per group needs one group per thread
   kSharedMemory,   // no configuration fits
+  kWgmma,          // the device has no wgmma, or the build no code for it
+  kHopper,         // what the Hopper kernels need of a problem, see HopperReason
 };
 
 struct Candidate {
@@ -60,9 +63,10 @@ struct Choice {
 };
 
 // Honours `kernel` and `arch` of the problem; `arch` and `num_sms` describe the device that is
-// there
-// (`num_sms` = 0: a typical card). `workspace_bytes` bounds the split of the reduction.
-Choice Choose(const Problem& p, int32_t arch, int32_t num_sms, int64_t workspace_bytes);
+// there (`num_sms` = 0: a typical card). `wgmma` says whether code for sm_90a can run: the build
+// may hold none, and `arch` of the problem may name another device than the one that is there.
+// `workspace_bytes` bounds the split of the reduction.
+Choice Choose(const Problem& p, int32_t arch, int32_t num_sms, bool wgmma, int64_t workspace_bytes);
 
 // One sentence each.
 std::string Reason(const Problem& p, const Choice& choice, const Candidate& candidate);

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "tuning.h"
+#include "tuning_hopper.h"
 
 namespace nb = nanobind;
 
@@ -69,9 +70,14 @@ nb::dict ToDict(const Config& c) {
   d["block_cols"] = c.block_cols;
   d["block_kept"] = c.block_kept;
   d["block_windows"] = c.block_windows;
-  d["thread_rows"] = c.thread_rows;
-  d["thread_cols"] = c.thread_cols;
-  d["thread_kept"] = c.thread_kept;
+  if (IsHopper(c.kernel)) {
+    d["raster_cols"] = c.raster_cols;
+    d["blocks"] = c.blocks;
+  } else {
+    d["thread_rows"] = c.thread_rows;
+    d["thread_cols"] = c.thread_cols;
+    d["thread_kept"] = c.thread_kept;
+  }
   d["threads"] = c.threads;
   d["stages"] = c.stages;
   d["split"] = c.split;
@@ -87,12 +93,13 @@ constexpr int32_t kDefaultArch = 90;
 nb::dict ChooseDict(const std::string& op, const std::string& dtype,
                     const std::string& result_dtype, int64_t batch, int64_t rows, int64_t depth,
                     int64_t cols, int32_t n, int32_t m, int32_t vector_length, bool x_feature_major,
-                    bool y_feature_major, bool allow_tf32, int32_t kernel, int32_t arch) {
+                    bool y_feature_major, bool allow_tf32, int32_t kernel, int32_t arch,
+                    bool wgmma) {
   const Problem p =
       ToProblem(op, dtype, result_dtype, batch, rows, depth, cols, n, m, vector_length,
                 x_feature_major, y_feature_major, allow_tf32, kernel, arch);
   const int64_t workspace_bytes = WorkspaceBytes(p);
-  const Choice choice = Choose(p, kDefaultArch, 0, workspace_bytes);
+  const Choice choice = Choose(p, kDefaultArch, 0, wgmma, workspace_bytes);
   const std::string why = Reason(p, choice, choice.chosen);
   if (choice.chosen.verdict != Verdict::kChosen) throw std::invalid_argument(why);
   nb::list rejected;
@@ -124,18 +131,21 @@ nb::dict KernelIds() {
   return ids;
 }
 
-template <class Function>
-void Define(nb::module_& m, const char* name, Function function, const char* doc) {
+template <class Function, class... Extra>
+void Define(nb::module_& m, const char* name, Function function, const char* doc,
+            const Extra&... extra) {
   m.def(name, function, nb::arg("op"), nb::arg("dtype"), nb::arg("result_dtype"), nb::arg("batch"),
         nb::arg("rows"), nb::arg("depth"), nb::arg("cols"), nb::arg("n"), nb::arg("m"),
         nb::arg("vector_length"), nb::arg("x_feature_major"), nb::arg("y_feature_major"),
-        nb::arg("allow_tf32"), nb::arg("kernel"), nb::arg("arch"), doc);
+        nb::arg("allow_tf32"), nb::arg("kernel"), nb::arg("arch"), extra..., doc);
 }
 
 NB_MODULE(_tuning, m) {
   m.doc() = "The choice of CUDA kernels as a pure function of the problem; needs no CUDA.";
   Define(m, "choose", &ChooseDict,
-         "The kernel, configuration, reason and rejected candidates for a problem.");
+         "The kernel, configuration, reason and rejected candidates for a problem. `wgmma` says "
+         "whether a device of compute capability 9.0 would find code for sm_90a in the build.",
+         nb::arg("wgmma") = true);
   Define(m, "workspace_bytes", &WorkspaceBytesOf,
          "Bytes of the workspace that a problem's FFI call should get.");
   m.def("kernels", &KernelIds, "Maps the name of each CUDA kernel to its id.");

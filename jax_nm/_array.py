@@ -187,11 +187,12 @@ def validate(w: NMArray) -> NMArray:
     offset = offset.reshape(*offset.shape[:-1], pattern.windows(depth), pattern.n)
     slot = pattern.is_slot(depth).reshape(offset.shape[-2:])
     rows = np.minimum(pattern.m, depth - pattern.m * np.arange(offset.shape[-2]))
-    if (slot & (offset >= rows[:, None])).any():
+    outside = slot & (offset >= rows[:, None])
+    if outside.any():
         raise ValueError(
             "validate: w.indices must lie inside their window (below m, and below "
             "depth in a ragged last one), got an offset of "
-            f"{np.max(offset[..., slot])} with m={pattern.m}, depth={depth}; build w "
+            f"{np.max(offset[outside])} with m={pattern.m}, depth={depth}; build w "
             "with compress"
         )
     if (slot[..., 1:] & (offset[..., 1:] <= offset[..., :-1])).any():

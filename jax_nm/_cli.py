@@ -23,9 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     info.set_defaults(run=_info)
     bench = commands.add_parser(
-        "bench",
-        help="time sparse against dense on this machine",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        "bench", help="time sparse against dense on this machine"
     )
     _bench.add_arguments(bench)
     bench.set_defaults(run=_bench.run)

@@ -7,3 +7,6 @@ def registrations() -> dict[str, Any]:
 
 def built_archs() -> list[int]:
     """The compute capabilities, as 90 for 9.0, that this build has machine code for."""
+
+def has_wgmma() -> bool:
+    """Whether this build has machine code for sm_90a, the architecture of wgmma."""

@@ -204,11 +204,7 @@ def _ffi(
     result_dtype = dtype if out_dtype == dtype else _reference.accumulator(dtype)
     x_fm, y_fm = layouts(platform, rows, result_layout)
 
-    pad = 0
-    if platform == "cuda" and (x_fm or y_fm) and not _symbolic(rows):
-        # Aligned rows let the kernels move 16 bytes at a time; XLA fuses the padding
-        # into the producer. Padded rows are zero and their results are sliced away.
-        pad = -rows % (16 // dtype.itemsize)
+    pad = row_padding(platform, rows, dtype, x_fm or y_fm)
     if pad:
         first = jnp.pad(first, ((0, 0), (0, pad), (0, 0)))
         if op == "sddmm":
@@ -277,6 +273,19 @@ def layouts(
     )
     y = feature_major if result_layout is None else result_layout == "feature"
     return feature_major, y
+
+
+def row_padding(
+    platform: str | None, rows: Any, dtype: np.dtype, feature_major: bool
+) -> int:
+    """How many zero rows are added, so that contiguous rows are multiples of 16 bytes.
+
+    Aligned rows let the CUDA kernels move 16 bytes at a time. XLA fuses the padding
+    into the producer; the results of padded rows are sliced away.
+    """
+    if platform != "cuda" or not feature_major or _symbolic(rows):
+        return 0
+    return -rows % (16 // dtype.itemsize)
 
 
 def problem_arguments(

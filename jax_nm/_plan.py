@@ -8,6 +8,8 @@ import re
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from jax_nm import _cpu, _lowering, _tuning
 from jax_nm._array import NMArray
@@ -103,7 +105,9 @@ def explain(
     platform, capability = _target(arch)
     batch, rows = _batch_and_rows(x, w)
     unfused = bias is not None or activation is not None
-    return _plan(op, platform, capability, batch, rows, w, options, unfused)
+    # Asked about another machine, the plan is that of a build for it.
+    here = arch is None
+    return _plan(op, platform, capability, batch, rows, w, options, unfused, here)
 
 
 def _batch_and_rows(x: Any, w: NMArray) -> tuple[int, Any]:
@@ -122,7 +126,10 @@ def _batch_and_rows(x: Any, w: NMArray) -> tuple[int, Any]:
 def _target(arch: int | str | None) -> tuple[str, int]:
     """('cpu', 0), ('cuda', 90) or another platform."""
     if arch is None:
-        device = jax.local_devices()[0]
+        config: Any = jax.config  # the stubs of jax 0.10 do not name its options
+        device = config.jax_default_device
+        if device is None or isinstance(device, str):
+            device = jax.local_devices(backend=device)[0]
         platform = "cuda" if device.platform == "gpu" else device.platform
         capability = getattr(device, "compute_capability", None)
         if platform == "cuda" and capability is not None:
@@ -150,12 +157,15 @@ def _plan(
     w: NMArray,
     options: Options,
     unfused: bool,
+    here: bool,
 ) -> Plan:
     spec, dtype = options.spec, options.compute_dtype
     cols = w.values.shape[-1]
-    out_dtype = options.result_dtype if op == "spmm" and not unfused else dtype
-    if op == "spmm" and unfused:
-        out_dtype = accumulator(dtype)
+    out_dtype = accumulator(dtype) if unfused else options.result_dtype
+    if op != "spmm":
+        # Under HIGHEST a cotangent wider than the operands is not narrowed.
+        compute = jnp.promote_types(dtype, out_dtype) if spec.highest else dtype
+        dtype, out_dtype = np.dtype(compute), dtype
     result_dtype = dtype if out_dtype == dtype else accumulator(dtype)
     layout = options.result_layout if op == "spmm" else None
     x_fm, y_fm = _lowering.layouts(platform, rows, layout)
@@ -166,29 +176,40 @@ def _plan(
         + f"{'feature' if x_fm else 'row'}-major x, "
         + f"{'feature' if y_fm else 'row'}-major y"
     )
-    arguments = _lowering.problem_arguments(
-        op,
-        dtype,
-        result_dtype,
-        batch,
-        rows if isinstance(rows, int) else 0,
-        cols,
-        dataclasses.replace(spec, arch=capability),
-        x_fm,
-        y_fm,
-    )
+    if 0 in (batch, rows, spec.depth, cols):
+        why = "the product is empty: XLA writes zeros and no kernel is called"
+        return Plan(op, platform, platform, problem, "zeros", (), why)
     if not _lowering.has_kernel_dtype(platform, dtype):
         why = f"jax_nm has no {platform} kernels for {dtype.name}"
+        return Plan(op, platform, platform, problem, "xla_reference", (), why)
+    cuda = _lowering.cuda_module()
+    if here and platform == "cuda" and cuda is None:
+        why = (
+            "jax_nm was built without its CUDA kernels; reinstall with "
+            "JAX_NM_CUDA=ON pip install ."
+        )
         return Plan(op, platform, platform, problem, "xla_reference", (), why)
     if not isinstance(rows, int):
         why = "rows is symbolic: the kernel is chosen at run time from its size"
         arch = f"sm_{capability}" if platform == "cuda" else _cpu.isa()
         return Plan(op, platform, arch, problem, "chosen at run time", (), why)
+    arguments = _lowering.problem_arguments(
+        op,
+        dtype,
+        result_dtype,
+        batch,
+        rows + _lowering.row_padding(platform, rows, dtype, x_fm or y_fm),
+        cols,
+        dataclasses.replace(spec, arch=capability),
+        x_fm,
+        y_fm,
+    )
     if platform == "cpu":
         choice = _cpu.plan(*arguments[:12])
         arch = _cpu.isa()
     else:
-        choice = _tuning.choose(*arguments)
+        wgmma = cuda.has_wgmma() if here and cuda is not None else True
+        choice = _tuning.choose(*arguments, wgmma)
         arch = f"sm_{capability}"
     return Plan(
         op,

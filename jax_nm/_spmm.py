@@ -166,7 +166,9 @@ def check(
     _check_cols(function, w)
     _broadcast(function, x, w)
 
-    compute = np.dtype(jnp.promote_types(x.dtype, w.values.dtype))
+    # A NumPy leaf may be float64 where JAX has no float64.
+    values_dtype = jax.dtypes.canonicalize_dtype(w.values.dtype)
+    compute = np.dtype(jnp.promote_types(x.dtype, values_dtype))
     result = compute
     if preferred_element_type is not None:
         result = _check_result_dtype(function, preferred_element_type)
@@ -314,7 +316,8 @@ def _broadcast(function: str, x: Any, w: NMArray) -> tuple[int, ...]:
             f"{w.shape}, got {x.shape}; add an axis for the rows, x[None, :]"
         )
     try:
-        return np.broadcast_shapes(x.shape[:-2], w.batch_shape)
+        # NumPy's form of this takes no symbolic sizes.
+        return jnp.broadcast_shapes(x.shape[:-2], w.batch_shape)
     except ValueError:
         raise ValueError(
             f"{function}: x of shape {x.shape} and w of shape {w.shape} must have "

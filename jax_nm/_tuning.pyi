@@ -18,8 +18,12 @@ def choose(
     allow_tf32: bool,
     kernel: int,
     arch: int,
+    wgmma: bool = True,
 ) -> dict[str, Any]:
-    """What runs for this problem: {"kernel", "config", "why", "rejected"}."""
+    """What runs for this problem: {"kernel", "config", "why", "rejected"}.
+
+    `wgmma` says whether a device of compute capability 9.0 finds code for sm_90a.
+    """
 
 def workspace_bytes(
     op: str,

@@ -110,9 +110,27 @@ _RAGGED = [
     _problem("vector_128", 129, 96, 300, "8:32:128"),
     _problem("vector_256", 68, 64, 520, "4:16:256"),
     _problem("tiles", 300, 1000, 520, "8:32:32"),
+    _problem("tiles_128", 300, 1000, 520, "8:32:128"),
+    _problem("tiles_256", 264, 520, 600, "16:32:256"),
     _problem("lead_axes", (2, 3, 11), 48, 40, "4:16:8"),
     _problem("batched", 70, 40, 36, "4:16:8", batch=(3,)),
     _problem("batched_lead", (3, 5), 22, 20, "3:8:4", batch=(2, 2)),
+]
+
+# What the tensor cores of Hopper take: rows and cols that are multiples of 8, a vector
+# length that is one of 64 or spans all columns. Tiles are 64 to 256 by 128 or 256, they
+# step over 32 or 64 slots in a ring of at most 8 stages, and 132 blocks walk over them.
+_HOPPER = [
+    _problem("hopper_64", 72, 200, 392, "12:32:64"),
+    _problem("hopper_128", 136, 520, 392, "8:32:128"),
+    _problem("hopper_192", 104, 90, 200, "3:7:192"),
+    _problem("hopper_256", 264, 200, 392, "4:16:256"),
+    _problem("hopper_one_group", 88, 96, 392, "8:32:512"),
+    _problem("hopper_batched", 72, 100, 136, "8:32:64", batch=(2,)),
+    _problem("hopper_few_slots", 72, 8, 72, "1:8:64"),
+    _problem("hopper_many_steps", 136, 1400, 264, "16:32:128"),
+    _problem("hopper_many_tiles", 264, 40, 136, "8:32:256", batch=(45,)),
+    _problem("hopper_bands", 1032, 40, 1160, "8:32:128"),
 ]
 
 
@@ -123,12 +141,15 @@ def _named(names: str, dtype: str) -> list[Problem]:
 
 _HALF = (
     "no_rows one_row one_col odd_rows rows_3 rows_16 rows_65 tail_below_n "
-    "one_col_group odd_pattern window_256 vector_1 vector_128 tiles batched"
+    "one_col_group odd_pattern window_256 vector_1 vector_128 tiles tiles_128 "
+    "tiles_256 batched"
 )
 PROBLEMS: list[Problem] = [
     *_RAGGED,
     *_named(_HALF, "bfloat16"),
     *_named(_HALF, "float16"),
+    *(dataclasses.replace(p, dtype="bfloat16") for p in _HOPPER),
+    *(dataclasses.replace(p, dtype="float16") for p in _HOPPER),
     *_named(
         "one_row rows_3 rows_65 tail_below_n odd_pattern vector_128 batched", "float64"
     ),

@@ -79,6 +79,22 @@ def test_multi_platform_export_with_symbolic_rows(with_cuda):
         check(jax.jit(loaded.call))
 
 
+def test_symbolic_leading_axes_broadcast_against_a_batched_weight():
+    problem = Problem("export", (6,), 18, 10, PROBLEM.pattern, batch=(3,))
+    operands = integers(problem)
+    w = operands.weight(problem)
+    lead, rows = jax.export.symbolic_shape("lead, rows")
+    exported = jax.export.export(
+        jax.jit(lambda x: jax_nm.spmm(x, w)),
+        platforms=("cpu",),
+        disabled_checks=jax_nm.export_disabled_checks(),
+    )(jax.ShapeDtypeStruct((lead, 3, rows, problem.depth), jnp.float32))
+    exact = oracle.compute("spmm", problem, *operands.of("spmm")).astype(np.float32)
+    with jax.default_device(jax.devices("cpu")[0]):
+        y = exported.call(np.stack([operands.x, -operands.x]))
+    np.testing.assert_array_equal(y, np.stack([exact, -exact]), strict=True)
+
+
 def test_export_without_the_disabled_checks_is_refused(with_cuda):
     with pytest.raises(ValueError, match=r"jax_nm\.spmm"):
         export()

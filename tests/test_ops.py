@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -93,7 +94,7 @@ def test_preferred_element_type_rounds_once(platform, problem, op):
 def call_kernel(op, platform, problem: Problem, operands, *, layout, workspace):
     """The bare custom call, on matrices of rank 3 that lie as the layout code says."""
     first, second, indices = operands
-    batch = int(np.prod(problem.batch))
+    batch = math.prod(problem.batch)
     pattern = problem.pattern
     result_shape = {
         "spmm": (batch, problem.rows, problem.cols),
@@ -357,16 +358,21 @@ def check_specs(op, problem: Problem, specs):
 
 
 def cuda_kernels(op, problem: Problem) -> list[int]:
-    """The ids of the kernels that can compute this problem."""
+    """The ids of the kernels that can compute this problem as it is lowered here."""
+    capability = str(jax.devices("cuda")[0].compute_capability).replace(".", "")
+    dtype, rows = jnp.dtype(problem.dtype), problem.rows
+    x_fm, y_fm = _lowering.layouts("cuda", rows, None)
+    rows += _lowering.row_padding("cuda", rows, dtype, x_fm or y_fm)
+    batch = math.prod(problem.batch)
 
     def can_run(kernel: int) -> bool:
-        spec = dataclasses.replace(problem.spec(), kernel=kernel, arch=90)
-        dtype = jnp.dtype(problem.dtype)
-        arguments = _lowering.problem_arguments(
-            op, dtype, dtype, 1, problem.rows, problem.cols, spec, True, True
-        )
+        spec = dataclasses.replace(problem.spec(), kernel=kernel, arch=int(capability))
         try:
-            _tuning.choose(*arguments)
+            _tuning.choose(
+                *_lowering.problem_arguments(
+                    op, dtype, dtype, batch, rows, problem.cols, spec, x_fm, y_fm
+                )
+            )
         except ValueError:
             return False
         return True

@@ -76,6 +76,16 @@ def test_dtypes_of_results_and_gradients(x_dtype, w_dtype, preferred):
     np.testing.assert_array_equal(dvalues, rounded(exact, w_dtype), strict=True)
 
 
+def test_float64_leaves_of_numpy_are_taken_as_jax_takes_them():
+    """Without x64 they are float32, here as in every JAX function, and no warning."""
+    problem, operands, w = make()
+    wide = with_values(w, np.asarray(w.values, np.float64))
+    y = jax_nm.spmm(operands.x.astype(np.float64), wide)
+    exact = oracle.compute("spmm", problem, *operands.of("spmm"))
+    np.testing.assert_array_equal(y, rounded(exact, "float32"), strict=True)
+    assert "float32 -> float32" in jax_nm.explain(operands.x, wide, arch="cpu").problem
+
+
 def test_mixed_dtypes_obey_strict_promotion():
     _, operands, w = make()
     with pytest.raises(jax.dtypes.TypePromotionError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import pytest
 
@@ -45,8 +46,11 @@ REASONS = {
     "estimated at",
     "needs at least",
     "gathering needs",
+    "needs a device of compute capability 9.0",
     "kernel",
 }
+HOPPER = {k: v for k, v in _tuning.kernels().items() if "hopper" in k}
+HALF = tuple(dtypes for dtypes in DTYPES if dtypes[0] != "float32")
 
 
 def problem(
@@ -134,12 +138,19 @@ def test_every_layout_and_batch_has_a_choice(op):
 )
 def test_forced_kernels_are_honoured(name, kernel, arch):
     op = max((op for op in OPS if name.startswith(f"{op}_")), key=len)
-    choice = _tuning.choose(**problem(op, kernel=kernel, arch=arch))
-    assert choice["kernel"] == name
-    assert "asked for" in choice["why"]
+    spec = dict(kernel=kernel, arch=arch)
+    if name in HOPPER:
+        spec |= dict(dtype="bfloat16", pattern=(8, 32, 256))
+    if name in HOPPER and arch != 90:
+        with pytest.raises(ValueError, match=rf"capability 9\.0 .* got sm_{arch}"):
+            _tuning.choose(**problem(op, **spec))
+    else:
+        choice = _tuning.choose(**problem(op, **spec))
+        assert choice["kernel"] == name
+        assert "asked for" in choice["why"]
     for other in set(OPS) - {op}:
         with pytest.raises(ValueError, match=rf"computes {op}, not {other}"):
-            _tuning.choose(**problem(other, kernel=kernel, arch=arch))
+            _tuning.choose(**problem(other, **spec))
 
 
 def test_forced_kernels_fail_with_the_reason():
@@ -262,3 +273,120 @@ def test_two_blocks_of_eight_warps_share_a_multiprocessor(pattern, rows):
         blocks({"config": config}, "spmm", 1, rows, 4096, 4096, pattern) / NUM_SMS[90]
     )
     assert min(per_sm, launched) * config["threads"] >= 450
+
+
+# The kernels for Hopper's tensor cores.
+
+
+def half(**options):
+    return problem(**{"dtype": "bfloat16", "pattern": (8, 32, 256)} | options)
+
+
+@pytest.mark.parametrize("arch", SHARED_BYTES)
+def test_half_precision_runs_on_the_tensor_cores_of_hopper(arch):
+    for dtypes, length, rows, depth, cols, batch, y_fm in itertools.product(
+        HALF,
+        (64, 128, 192, 256, 320, 2**31 - 1),
+        (8, 72, 136, 1000, 4096),
+        (1, 200, 1024),
+        (8, 392, 4096),
+        (1, 3),
+        (False, True),
+    ):
+        spec = problem(
+            "spmm",
+            *dtypes,
+            batch=batch,
+            rows=rows,
+            depth=depth,
+            cols=cols,
+            pattern=(8, 32, length),
+            y_feature_major=y_fm,
+            arch=arch,
+        )
+        choice = _tuning.choose(**spec)
+        config = choice["config"]
+        assert (choice["kernel"] in HOPPER) == (arch == 90), spec
+        if arch != 90:
+            continue
+        tiles = blocks(choice, "spmm", batch, rows, depth, cols, (8, 32, length))
+        assert config["blocks"] == min(tiles, NUM_SMS[90]), spec
+        assert 1 <= config["raster_cols"] <= -(-cols // config["block_cols"]), spec
+        # The columns that a tile gathers for lie in one group.
+        width = config["block_cols"] // config["groups_in_tile"]
+        assert length >= cols or length % width == 0, spec
+        assert config["shared_bytes"] <= SHARED_BYTES[90], spec
+        assert config["split"] == 1 and config["stages"] >= 3, spec
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    (
+        (dict(dtype="float32"), "needs bfloat16 or float16 operands"),
+        (dict(arch=80), "needs a device of compute capability 9.0 .* got sm_80"),
+        (dict(arch=100), "needs a device of compute capability 9.0 .* got sm_100"),
+        (dict(x_feature_major=False), "needs a feature-major x"),
+        (dict(rows=4097), "needs rows to be a multiple of 8, .* got 4097"),
+        (dict(cols=4100), "needs cols to be a multiple of 8, .* got 4100"),
+        (
+            dict(pattern=(8, 32, 96)),
+            "needs a vector_length that is a multiple of (64|128|256) or spans all "
+            "columns, got 96",
+        ),
+        (dict(depth=0), "needs something to multiply"),
+        (dict(rows=0), "needs something to multiply"),
+        (dict(cols=0), "needs something to multiply"),
+        (dict(batch=0), "needs something to multiply"),
+        (dict(rows=1 << 29, depth=1 << 29), "needs dimensions that tensor maps"),
+        (dict(rows=1 << 28, cols=1 << 28, depth=1), "needs dimensions that tensor"),
+    ),
+    ids=str,
+)
+def test_what_the_hopper_kernels_do_not_take_goes_to_the_generic_ones(change, reason):
+    choice = _tuning.choose(**half(**change))
+    assert choice["kernel"] not in HOPPER
+    rejected = dict(choice["rejected"])
+    for name, kernel in HOPPER.items():
+        assert re.match(reason, rejected[name]), rejected[name]
+        with pytest.raises(ValueError, match=reason):
+            _tuning.choose(**half(**change, kernel=kernel))
+
+
+def test_a_build_without_code_for_sm_90a_has_no_hopper_kernels():
+    choice = _tuning.choose(**half(), wgmma=False)
+    assert choice["kernel"] == _tuning.choose(**half(arch=100))["kernel"]
+    for kernel in HOPPER.values():
+        with pytest.raises(ValueError, match=r"code for it \(sm_90a\) in this build"):
+            _tuning.choose(**half(kernel=kernel), wgmma=False)
+
+
+@pytest.mark.parametrize("length", (128, 256))
+@pytest.mark.parametrize("n", (16, 8, 4))
+@pytest.mark.parametrize(
+    "rows, cols, depth",
+    ((8192, 8192, 8192), (4096, 4096, 4096), (4096, 12288, 4096), (1024, 4096, 4096)),
+)
+def test_the_hopper_tile_agrees_with_what_was_measured(rows, cols, depth, n, length):
+    # The fastest tile on an H200 in bfloat16, or within 1 % of it: 4:32 at
+    # 1024,4096,4096, L = 256.
+    choice = _tuning.choose(
+        **half(rows=rows, cols=cols, depth=depth, pattern=(n, 32, length))
+    )
+    assert choice["kernel"] == "spmm_hopper_256x128"
+
+
+def test_few_rows_choose_small_hopper_tiles():
+    for rows, block_rows in ((72, 64), (128, 64), (256, 64), (512, 128), (1024, 256)):
+        for length in (128, 256):
+            choice = _tuning.choose(**half(rows=rows, pattern=(8, 32, length)))
+            assert choice["config"]["block_rows"] == block_rows, choice
+    short = _tuning.choose(**half(rows=72, pattern=(8, 32, 64)))
+    assert short["kernel"] == "spmm_hopper_128x64x2"
+
+
+def test_long_reductions_with_few_tiles_are_left_to_kernels_that_split_them():
+    choice = _tuning.choose(
+        **half(rows=72, cols=128, depth=65536, pattern=(16, 32, 64))
+    )
+    assert choice["kernel"] not in HOPPER
+    assert choice["config"]["split"] > 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import functools
 import statistics
 import time
@@ -39,14 +40,18 @@ def measure(point: Point, repeats: int) -> dict[str, Any]:
     error = error_over_bound(point, w)
     own = programs.own_layout(point.rows)
     layouts = (False, True) if programs.on_gpu() else (False,)
-    built: dict[Key, Program] = {}
-    for layout in sorted({own, False}):
-        built["sparse", layout] = programs.sparse(point, layout)
-    for layout in layouts:
-        full = Product.of(point, point.depth, layout)
-        built["dense", layout] = programs.dense(full)
-        limit = Product.of(point, point.kept, layout)
-        built["limit", layout] = programs.dense(limit)
+
+    def build(key: Key) -> Program:
+        kind, layout = key
+        if kind == "sparse":
+            return programs.sparse(point, layout)
+        depth = point.depth if kind == "dense" else point.kept
+        return programs.dense(Product.of(point, depth, layout))
+
+    keys = [("sparse", layout) for layout in sorted({own, False})]
+    keys += [(kind, layout) for kind in ("dense", "limit") for layout in layouts]
+    with concurrent.futures.ThreadPoolExecutor() as pool:  # XLA compiles for seconds
+        built = dict(zip(keys, pool.map(build, keys), strict=True))
     ms = time_interleaved(built, repeats)
     plan = explain(
         jax.ShapeDtypeStruct((point.rows, point.depth), jnp.dtype(point.dtype)),

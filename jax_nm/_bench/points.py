@@ -80,15 +80,29 @@ def _generic() -> Iterable[Point]:
     )
     for shape, n in itertools.product(shapes, (16, 8, 4)):
         yield Point("spmm", *shape, Pattern(n, 32, 32), "float32", "highest")
-    for dtype, n in itertools.product(("float32", "bfloat16", "float16"), (16, 8, 4)):
-        pattern = Pattern(n, 32, 128)
-        yield Point("spmm", 4096, 4096, 4096, pattern, dtype)
-        yield Point("spmm", 256, 4096, 4096, pattern, dtype)
-    for op, length, n in itertools.product(
-        ("spmm_t", "sddmm", "step"), (32, 128), (16, 8, 4)
-    ):
-        pattern = Pattern(n, 32, length)
-        yield Point(op, 4096, 4096, 4096, pattern, "float32", "highest")
+    square = (4096, 4096, 4096)
+    for n in (16, 8, 4):
+        yield Point("spmm", *square, Pattern(n, 32, 128), "float32", "highest")
+    for op, n in itertools.product(("spmm_t", "sddmm", "step"), (16, 8, 4)):
+        yield Point(op, *square, Pattern(n, 32, 32), "float32", "highest")
+    for dtype, n in itertools.product(("float32", "bfloat16"), (16, 8, 4)):
+        yield Point("spmm", *square, Pattern(n, 32, 32), dtype)
+
+
+def _hopper() -> Iterable[Point]:
+    """Half precision with long vectors: the ground of tensor cores."""
+    shapes = (
+        (4096, 4096, 4096),
+        (8192, 8192, 8192),
+        (4096, 12288, 4096),
+        (1024, 4096, 4096),
+    )
+    for shape, length, n in itertools.product(shapes, (128, 256), (16, 8, 4)):
+        yield Point("spmm", *shape, Pattern(n, 32, length), "bfloat16")
+    for n in (16, 8, 4):
+        yield Point("spmm", *shapes[0], Pattern(n, 32, 128), "float16")
+    for n in (16, 8, 4):
+        yield Point("step", *shapes[0], Pattern(n, 32, 128), "bfloat16")
 
 
 def _quick() -> Iterable[Point]:
@@ -97,4 +111,4 @@ def _quick() -> Iterable[Point]:
         yield Point("spmm", 512, 2048, 2048, Pattern(n, 32, length), "float32")
 
 
-SUITES = {"quick": _quick, "generic": _generic}
+SUITES = {"quick": _quick, "generic": _generic, "hopper": _hopper}

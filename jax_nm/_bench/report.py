@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import math
 import os
 import pathlib
+import platform
+import re
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -33,22 +36,33 @@ def metadata(peaks: dict[str, float]) -> dict[str, Any]:
     import jax_nm
 
     device = jax.local_devices()[0]
-    now = subprocess.run(
-        ["date", "-u", "+%Y-%m-%d"], capture_output=True, text=True, check=False
-    )
     return {
         "gpu": device.device_kind if device.platform == "gpu" else None,
-        "device": device.device_kind,
+        "device": device.device_kind if device.platform == "gpu" else _processor(),
         "driver": _nvidia_smi("driver_version"),
-        "sm_clock_mhz": _nvidia_smi("clocks.sm"),
         "jax": jax.__version__,
         "jaxlib": jaxlib.__version__,
         "jax_nm": jax_nm.__version__,
         "commit": os.environ.get("JAX_NM_COMMIT") or _git_commit(),
         "command": " ".join(["jax-nm", *sys.argv[1:]]),
-        "date": now.stdout.strip(),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         **peaks,
     }
+
+
+def _processor() -> str:
+    """The CPU's model and how many cores this process may use."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        found = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE)
+        model = found[1] if found else model
+    return f"{model}, {os.cpu_count()} cores"
+
+
+def sm_clock() -> str | None:
+    """The GPU's present clock in MHz."""
+    return _nvidia_smi("clocks.sm")
 
 
 def _nvidia_smi(field: str) -> str | None:
@@ -134,12 +148,8 @@ def summary(points: Iterable[dict[str, Any]]) -> list[str]:
 
 def plot(path: pathlib.Path, meta: dict[str, Any], points: list) -> None:
     """Speed-up over dense XLA per point, beside the ideal m / n."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise SystemExit(
-            "jax-nm bench: --plot needs matplotlib, pip install 'jax_nm[bench]'"
-        ) from error
+    import matplotlib
+
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 

@@ -1,0 +1,134 @@
+// The tiles of the Hopper kernel and the values that describe a launch of it. Plain C++, for the
+// host that chooses and for nvcc.
+//
+// A block owns a tile of y and walks over the kept slots. One producer warpgroup fills a ring of
+// shared-memory stages; two consumer warpgroups multiply. Both operands lie in shared memory as
+// slabs of 64 features by `slots` lines of 128 bytes, so either can be the M side of a wgmma.
+#pragma once
+
+#include <cstdint>
+
+#include "kernel_args.h"
+
+namespace jax_nm {
+
+constexpr int32_t kHopperConsumers = 2;                           // warpgroups
+constexpr int32_t kHopperThreads = 128 * (1 + kHopperConsumers);  // and one that produces
+constexpr int32_t kHopperSharedBytes = 227 << 10;                 // the most a block may ask for
+constexpr int32_t kHopperLineBytes = 128;                         // a line of the 128-byte swizzle
+constexpr int32_t kHopperLineRows = kHopperLineBytes / 2;
+constexpr int32_t kHopperLines = 64;                            // gathered per stage
+constexpr int32_t kHopperStagingBytes = 64 * kHopperLineBytes;  // one round of the epilogue
+constexpr int32_t kHopperMaxStages = 8;
+constexpr uint32_t kHopperNoLine = UINT32_MAX;  // the offset, in 16 bytes, of a line of zeros
+
+// How many stages the copies of a stage stay in flight before the producer waits for them. One lets
+// it issue a stage while the one before arrives; the largest tiles have four stages, of which the
+// consumers hold two.
+constexpr int32_t kHopperLag = 1;
+
+// kGroups = 2: each consumer has its own group and its own gathered lines, half as many slots deep.
+//
+// kRowsAreM decides which operand is the M side of the product. A consumer owns 64 or more of M and
+// all of N, and N = 256 is what keeps shared-memory reads (80 cycles of 128 for m64n256k16, 48 of
+// 64 for m64n128k16) and the writes of the next stage within what the memory can do.
+template <KernelId kId_, int32_t kBlockRows_, int32_t kBlockCols_, int32_t kGroups_,
+          bool kRowsAreM_>
+struct HopperTile {
+  static constexpr KernelId kId = kId_;
+  static constexpr int32_t kBlockRows = kBlockRows_;
+  static constexpr int32_t kBlockCols = kBlockCols_;
+  static constexpr int32_t kGroups = kGroups_;
+  static constexpr bool kRowsAreM = kRowsAreM_;
+
+  static constexpr int32_t kGroupCols = kBlockCols / kGroups;
+  static constexpr int32_t kBlockKept = kHopperLines / kGroups;
+  static constexpr int32_t kM = kRowsAreM ? kBlockRows : kBlockCols;
+  static constexpr int32_t kN = kRowsAreM ? kBlockCols : kBlockRows;
+  static constexpr int32_t kConsumerM = kM / kHopperConsumers;
+  static constexpr int32_t kMTiles = kConsumerM / 64;
+
+  static constexpr int32_t kXSlabBytes = kHopperLines * kHopperLineBytes;
+  static constexpr int32_t kXBytes = kBlockRows / kHopperLineRows * kXSlabBytes;
+  static constexpr int32_t kValuesSlabBytes = kBlockKept * kHopperLineBytes;
+  static constexpr int32_t kValuesSlabs = kBlockCols / kHopperLineRows;
+  static constexpr int32_t kValuesBytes = kValuesSlabs * kValuesSlabBytes;
+  static constexpr int32_t kStageBytes = kXBytes + kValuesBytes;
+
+  // Each consumer has two staging buffers; the ring of stages begins at a multiple of 1024 bytes.
+  static constexpr int32_t kStagingOffset = 0;
+  static constexpr int32_t kRingOffset = kHopperConsumers * 2 * kHopperStagingBytes;
+  static constexpr int32_t kBarrierBytes = 2 * kHopperMaxStages * 8;
+  static constexpr int32_t kRoom = kHopperSharedBytes - 1024 - kRingOffset - kBarrierBytes;
+  static constexpr int32_t kStages =
+      kRoom / kStageBytes < kHopperMaxStages ? kRoom / kStageBytes : kHopperMaxStages;
+  static constexpr int32_t kBarrierOffset = kRingOffset + kStages * kStageBytes;
+  static constexpr int32_t kSharedBytes = kBarrierOffset + kBarrierBytes + 1024;
+
+  static_assert(kGroups == 1 || kGroups == 2, "a consumer has one group");
+  static_assert(kGroups == 1 || (!kRowsAreM && kConsumerM == kGroupCols),
+                "two groups are split between the consumers");
+  static_assert(kConsumerM % 64 == 0, "a consumer owns whole wgmma tiles");
+  static_assert(kN == 64 || kN == 128 || kN == 256, "these widths of wgmma are wrapped");
+  static_assert(kMTiles * kN / 2 <= 128, "accumulators fit in the registers of a thread");
+  static_assert(kBlockRows % kHopperLineRows == 0 && kBlockCols % kHopperLineRows == 0,
+                "a tile is whole slabs");
+  static_assert(kBlockKept % 16 == 0, "a step is whole wgmma steps");
+  static_assert(kXSlabBytes % 1024 == 0 && kValuesSlabBytes % 1024 == 0,
+                "a slab is whole swizzle patterns");
+  static_assert(kHopperLag <= kStages - 2,
+                "consumers free a stage only after they have the next one");
+  static_assert(kSharedBytes <= kHopperSharedBytes, "the stages fit in shared memory");
+};
+
+using Hopper128x256 = HopperTile<KernelId::kSpmmHopper128x256, 128, 256, 1, true>;
+using Hopper256x128 = HopperTile<KernelId::kSpmmHopper256x128, 256, 128, 1, false>;
+using Hopper128x128 = HopperTile<KernelId::kSpmmHopper128x128, 128, 128, 1, false>;
+using Hopper64x128 = HopperTile<KernelId::kSpmmHopper64x128, 64, 128, 1, false>;
+using Hopper256x64x2 = HopperTile<KernelId::kSpmmHopper256x64x2, 256, 128, 2, false>;
+using Hopper128x64x2 = HopperTile<KernelId::kSpmmHopper128x64x2, 128, 128, 2, false>;
+
+// What the kernel receives by value beside its tensor maps.
+struct HopperArgs {
+  const void* x;  // [batch, depth, rows]
+  const uint8_t* indices;
+  int64_t x_batch_bytes;
+  int64_t indices_batch;
+  int32_t rows;
+  int32_t depth;
+  int32_t kept;
+  int32_t valid_kept;  // slots before the padding of a ragged last window
+  int32_t groups;
+  int32_t m;
+  int32_t vector_length;
+  Divisor by_n;
+  int32_t steps;
+  int32_t row_tiles;
+  int32_t col_tiles;
+  int32_t raster_cols;  // as in Config
+  int32_t tiles;        // of the whole launch
+  bool result_feature_major;
+};
+
+struct HopperCoordinates {
+  int32_t batch;
+  int32_t row_tile;
+  int32_t col_tile;
+};
+
+// Columns run fastest inside bands of `raster_cols` column tiles: the tiles in flight then read few
+// panels of x and few of the values, which L2 holds while they walk over the slots in step.
+constexpr HopperCoordinates LocateHopperTile(const HopperArgs& a, int32_t tile) {
+  const int32_t per_batch = a.row_tiles * a.col_tiles;
+  const int32_t batch = tile / per_batch;
+  const int32_t within = tile - batch * per_batch;
+  const int32_t per_band = a.raster_cols * a.row_tiles;
+  const int32_t band = within / per_band;
+  const int32_t in_band = within - band * per_band;
+  const int32_t left = a.col_tiles - band * a.raster_cols;
+  const int32_t width = left < a.raster_cols ? left : a.raster_cols;
+  const int32_t row = in_band / width;
+  return {batch, row, band * a.raster_cols + in_band - row * width};
+}
+
+}  // namespace jax_nm

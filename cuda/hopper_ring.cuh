@@ -1,0 +1,58 @@
+// The ring of shared-memory stages through which the producer feeds the consumers.
+#pragma once
+
+#include <cstdint>
+
+#include "hopper_config.h"
+#include "ptx_hopper.cuh"
+
+namespace jax_nm {
+
+constexpr int32_t kWarpgroupWarps = 4;
+constexpr int32_t kWarpgroupThreads = 128;
+
+// Where everything lies in shared memory.
+template <class Tile>
+struct HopperShared {
+  uint32_t base;
+
+  __device__ __forceinline__ explicit HopperShared(const void* dynamic)
+      : base((ptx::SharedAddress(dynamic) + 1023) & ~1023u) {}
+
+  __device__ __forceinline__ uint32_t X(int32_t stage) const {
+    return base + Tile::kRingOffset + stage * Tile::kStageBytes;
+  }
+  __device__ __forceinline__ uint32_t Values(int32_t stage) const {
+    return X(stage) + Tile::kXBytes;
+  }
+  __device__ __forceinline__ uint32_t Full(int32_t stage) const {
+    return base + Tile::kBarrierOffset + stage * 8;
+  }
+  __device__ __forceinline__ uint32_t Empty(int32_t stage) const {
+    return Full(stage) + kHopperMaxStages * 8;
+  }
+  __device__ __forceinline__ uint32_t Staging(int32_t consumer, int32_t buffer) const {
+    return base + Tile::kStagingOffset + (consumer * 2 + buffer) * kHopperStagingBytes;
+  }
+};
+
+// A place in the ring; `parity` is that of the phase of `full` that will be waited for there.
+template <int32_t kStages>
+struct RingPosition {
+  int32_t stage = 0;
+  uint32_t parity = 0;
+
+  __device__ __forceinline__ void Advance() {
+    if (++stage == kStages) {
+      stage = 0;
+      parity ^= 1;
+    }
+  }
+  // The stage `distance` (at most kStages) steps ago.
+  __device__ __forceinline__ int32_t Before(int32_t distance) const {
+    const int32_t before = stage - distance;
+    return before < 0 ? before + kStages : before;
+  }
+};
+
+}  // namespace jax_nm

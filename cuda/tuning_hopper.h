@@ -1,0 +1,26 @@
+// Whether a Hopper kernel computes a problem, and how: pure functions in plain C++.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "config.h"
+#include "problem.h"
+
+namespace jax_nm {
+
+bool IsHopper(KernelId kernel);
+
+// What the kernel needs and the problem does not have; empty if it computes it. Shapes only:
+// operands must also be aligned to 16 bytes, as XLA's buffers are.
+std::string HopperReason(const Problem& p, KernelId kernel);
+
+// The configuration of a kernel for a problem that it computes, and the estimated cycles of its
+// launch, to be compared with those of the other kernels.
+Config HopperConfig(const Problem& p, KernelId kernel, int32_t num_sms);
+double HopperCycles(const Problem& p, const Config& config);
+
+// Whether rows are the M side of the kernel's products, which decides how its result is stored.
+bool HopperRowsAreM(KernelId kernel);
+
+}  // namespace jax_nm

@@ -1,0 +1,56 @@
+// What the choice is made from: the devices and the kernels that there are.
+#include "tuning.h"
+
+namespace jax_nm {
+
+Device DeviceOf(int32_t arch, int32_t num_sms) {
+  // CUDA C++ Programming Guide, "Technical Specifications per Compute Capability". The SM counts
+  // are those of A100, A10, L40S, H200, B200 and RTX PRO 6000.
+  constexpr Device kDevices[] = {
+      {120, 188, 128, 99 << 10, 100 << 10, false}, {100, 148, 128, 227 << 10, 228 << 10, false},
+      {90, 132, 128, 227 << 10, 228 << 10, true},  {89, 142, 128, 99 << 10, 100 << 10, false},
+      {86, 72, 128, 99 << 10, 100 << 10, false},   {80, 108, 64, 163 << 10, 164 << 10, false},
+  };
+  for (Device device : kDevices) {
+    if (arch < device.arch) continue;
+    if (num_sms > 0) device.num_sms = num_sms;
+    return device;
+  }
+  return Device{};
+}
+
+const std::vector<KernelInfo>& Kernels() {
+  constexpr Staging kWindow = Staging::kWindow, kGather = Staging::kGather;
+  static const std::vector<KernelInfo> kernels = {
+      {KernelId::kSpmmHopper128x256, "spmm_hopper_128x256", Op::kSpmm, kGather},
+      {KernelId::kSpmmHopper256x128, "spmm_hopper_256x128", Op::kSpmm, kGather},
+      {KernelId::kSpmmHopper128x128, "spmm_hopper_128x128", Op::kSpmm, kGather},
+      {KernelId::kSpmmHopper64x128, "spmm_hopper_64x128", Op::kSpmm, kGather},
+      {KernelId::kSpmmHopper256x64x2, "spmm_hopper_256x64x2", Op::kSpmm, kGather},
+      {KernelId::kSpmmHopper128x64x2, "spmm_hopper_128x64x2", Op::kSpmm, kGather},
+      {KernelId::kSpmm128x128Window, "spmm_128x128_window", Op::kSpmm, kWindow},
+      {KernelId::kSpmm128x128Gather, "spmm_128x128_gather", Op::kSpmm, kGather},
+      {KernelId::kSpmm64x64Window, "spmm_64x64_window", Op::kSpmm, kWindow},
+      {KernelId::kSpmm64x64Gather, "spmm_64x64_gather", Op::kSpmm, kGather},
+      {KernelId::kSpmm32x32Window, "spmm_32x32_window", Op::kSpmm, kWindow},
+      {KernelId::kSpmm32x32Gather, "spmm_32x32_gather", Op::kSpmm, kGather},
+      {KernelId::kSpmmT4x16, "spmm_t_4x16", Op::kSpmmT, Staging::kScatter},
+      {KernelId::kSpmmT2x16, "spmm_t_2x16", Op::kSpmmT, Staging::kScatter},
+      {KernelId::kSpmmT1x16, "spmm_t_1x16", Op::kSpmmT, Staging::kScatter},
+      {KernelId::kSpmmT4x8, "spmm_t_4x8", Op::kSpmmT, Staging::kScatter},
+      {KernelId::kSddmm64x128Window, "sddmm_64x128_window", Op::kSddmm, kWindow},
+      {KernelId::kSddmm64x128Gather, "sddmm_64x128_gather", Op::kSddmm, kGather},
+      {KernelId::kSddmm32x32Window, "sddmm_32x32_window", Op::kSddmm, kWindow},
+      {KernelId::kSddmm32x32Gather, "sddmm_32x32_gather", Op::kSddmm, kGather},
+  };
+  return kernels;
+}
+
+const KernelInfo* FindKernel(KernelId id) {
+  for (const KernelInfo& kernel : Kernels()) {
+    if (kernel.id == id) return &kernel;
+  }
+  return nullptr;
+}
+
+}  // namespace jax_nm
