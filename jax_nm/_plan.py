@@ -209,7 +209,7 @@ def _plan(
         arch = _cpu.isa()
     else:
         wgmma = cuda.has_wgmma() if here and cuda is not None else True
-        choice = _tuning.choose(*arguments, wgmma)
+        choice = _tuning.choose(*(*arguments, wgmma))
         arch = f"sm_{capability}"
     return Plan(
         op,
