@@ -83,10 +83,10 @@ def _generic() -> Iterable[Point]:
     square = (4096, 4096, 4096)
     for n in (16, 8, 4):
         yield Point("spmm", *square, Pattern(n, 32, 128), "float32", "highest")
-    for op, n in itertools.product(("spmm_t", "sddmm", "step"), (16, 8, 4)):
+    for op, n in itertools.product(("spmm_t", "sddmm"), (16, 8, 4)):
         yield Point(op, *square, Pattern(n, 32, 32), "float32", "highest")
-    for dtype, n in itertools.product(("float32", "bfloat16"), (16, 8, 4)):
-        yield Point("spmm", *square, Pattern(n, 32, 32), dtype)
+    for n in (16, 8, 4):
+        yield Point("spmm", *square, Pattern(n, 32, 32), "float32")
 
 
 def _hopper() -> Iterable[Point]:
@@ -101,8 +101,6 @@ def _hopper() -> Iterable[Point]:
         yield Point("spmm", *shape, Pattern(n, 32, length), "bfloat16")
     for n in (16, 8, 4):
         yield Point("spmm", *shapes[0], Pattern(n, 32, 128), "float16")
-    for n in (16, 8, 4):
-        yield Point("step", *shapes[0], Pattern(n, 32, 128), "bfloat16")
 
 
 def _quick() -> Iterable[Point]:
