@@ -9,6 +9,7 @@
 
 #include "dispatch.h"
 #include "handlers.h"
+#include "named_problem.h"
 
 namespace jax_nm {
 namespace {
@@ -26,49 +27,14 @@ nb::dict Registrations() {
   return targets;
 }
 
-Op ParseOp(const std::string& name) {
-  if (name == "spmm") return Op::kSpmm;
-  if (name == "spmm_t") return Op::kSpmmT;
-  if (name == "sddmm") return Op::kSddmm;
-  throw std::invalid_argument("expected op 'spmm', 'spmm_t' or 'sddmm', got '" + name + "'");
-}
-
-DType ParseDType(const std::string& name) {
-  if (name == "float32") return DType::kFloat32;
-  if (name == "bfloat16") return DType::kBFloat16;
-  if (name == "float16") return DType::kFloat16;
-  if (name == "float64") return DType::kFloat64;
-  throw std::invalid_argument(
-      "expected dtype 'float32', 'bfloat16', 'float16' or 'float64', got '" + name + "'");
-}
-
 nb::dict PlanFor(const std::string& op, const std::string& dtype, const std::string& result_dtype,
                  int64_t batch, int64_t rows, int64_t depth, int64_t cols, int32_t n, int32_t m,
                  int32_t vector_length, bool x_feature_major, bool y_feature_major,
                  int32_t kernel) {
-  if (n < 1 || m < n || m > 256 || vector_length < 1) {
-    throw std::invalid_argument("expected 1 <= n <= m <= 256 and vector_length >= 1");
-  }
-  if (batch < 0 || rows < 0 || depth < 0 || cols < 0) {
-    throw std::invalid_argument("expected sizes of at least 0");
-  }
-  Problem p{};
-  p.op = ParseOp(op);
-  p.dtype = ParseDType(dtype);
-  p.result_dtype = ParseDType(result_dtype);
-  p.batch = batch;
-  p.rows = rows;
-  p.depth = depth;
-  p.cols = cols;
-  p.n = n;
-  p.m = m;
-  p.vector_length = vector_length;
-  p.kept = (depth + m - 1) / m * n;
-  p.groups = (cols + vector_length - 1) / vector_length;
-  p.x_layout = x_feature_major ? Layout::kFeatureMajor : Layout::kRowMajor;
-  p.y_layout = y_feature_major ? Layout::kFeatureMajor : Layout::kRowMajor;
-  p.kernel = kernel;
-
+  // TF32 and architectures are matters of GPUs.
+  const Problem p =
+      NamedProblem(op, dtype, result_dtype, batch, rows, depth, cols, n, m, vector_length,
+                   x_feature_major, y_feature_major, /*allow_tf32=*/false, kernel, /*arch=*/0);
   const int64_t threads = std::max(1u, std::thread::hardware_concurrency());
   const Plan plan = MakePlan(p, threads);
   if (!plan.error.empty()) throw std::invalid_argument(plan.error);

@@ -5,6 +5,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "named_problem.h"
 #include "tuning.h"
 #include "tuning_hopper.h"
 
@@ -12,55 +13,6 @@ namespace nb = nanobind;
 
 namespace jax_nm {
 namespace {
-
-Op ToOp(const std::string& name) {
-  if (name == "spmm") return Op::kSpmm;
-  if (name == "spmm_t") return Op::kSpmmT;
-  if (name == "sddmm") return Op::kSddmm;
-  throw std::invalid_argument("op must be 'spmm', 'spmm_t' or 'sddmm', got '" + name + "'");
-}
-
-DType ToDType(const std::string& name) {
-  if (name == "float32") return DType::kFloat32;
-  if (name == "bfloat16") return DType::kBFloat16;
-  if (name == "float16") return DType::kFloat16;
-  if (name == "float64") return DType::kFloat64;
-  throw std::invalid_argument("dtype must be 'float32', 'bfloat16', 'float16' or 'float64', got '" +
-                              name + "'");
-}
-
-Problem ToProblem(const std::string& op, const std::string& dtype, const std::string& result_dtype,
-                  int64_t batch, int64_t rows, int64_t depth, int64_t cols, int32_t n, int32_t m,
-                  int32_t vector_length, bool x_feature_major, bool y_feature_major,
-                  bool allow_tf32, int32_t kernel, int32_t arch) {
-  if (m < 1 || m > 256 || n < 1 || n > m || vector_length < 1) {
-    throw std::invalid_argument(
-        "the pattern must have 1 <= n <= m <= 256 and vector_length >= 1, got " +
-        std::to_string(n) + ":" + std::to_string(m) + ":" + std::to_string(vector_length));
-  }
-  if (batch < 0 || rows < 0 || depth < 0 || cols < 0) {
-    throw std::invalid_argument("batch, rows, depth and cols must not be negative");
-  }
-  Problem p{};
-  p.op = ToOp(op);
-  p.dtype = ToDType(dtype);
-  p.result_dtype = ToDType(result_dtype);
-  p.batch = batch;
-  p.rows = rows;
-  p.depth = depth;
-  p.cols = cols;
-  p.n = n;
-  p.m = m;
-  p.vector_length = vector_length;
-  p.kept = (depth + m - 1) / m * n;
-  p.groups = (cols + vector_length - 1) / vector_length;
-  p.x_layout = x_feature_major ? Layout::kFeatureMajor : Layout::kRowMajor;
-  p.y_layout = y_feature_major ? Layout::kFeatureMajor : Layout::kRowMajor;
-  p.allow_tf32 = allow_tf32;
-  p.kernel = kernel;
-  p.arch = arch;
-  return p;
-}
 
 nb::dict ToDict(const Config& c) {
   constexpr const char* kStagings[] = {"window", "gather", "scatter"};
@@ -96,8 +48,8 @@ nb::dict ChooseDict(const std::string& op, const std::string& dtype,
                     bool y_feature_major, bool allow_tf32, int32_t kernel, int32_t arch,
                     bool wgmma) {
   const Problem p =
-      ToProblem(op, dtype, result_dtype, batch, rows, depth, cols, n, m, vector_length,
-                x_feature_major, y_feature_major, allow_tf32, kernel, arch);
+      NamedProblem(op, dtype, result_dtype, batch, rows, depth, cols, n, m, vector_length,
+                   x_feature_major, y_feature_major, allow_tf32, kernel, arch);
   const int64_t workspace_bytes = WorkspaceBytes(p);
   const Choice choice = Choose(p, kDefaultArch, 0, wgmma, workspace_bytes);
   const std::string why = Reason(p, choice, choice.chosen);
@@ -120,9 +72,9 @@ int64_t WorkspaceBytesOf(const std::string& op, const std::string& dtype,
                          int64_t depth, int64_t cols, int32_t n, int32_t m, int32_t vector_length,
                          bool x_feature_major, bool y_feature_major, bool allow_tf32,
                          int32_t kernel, int32_t arch) {
-  return WorkspaceBytes(ToProblem(op, dtype, result_dtype, batch, rows, depth, cols, n, m,
-                                  vector_length, x_feature_major, y_feature_major, allow_tf32,
-                                  kernel, arch));
+  return WorkspaceBytes(NamedProblem(op, dtype, result_dtype, batch, rows, depth, cols, n, m,
+                                     vector_length, x_feature_major, y_feature_major, allow_tf32,
+                                     kernel, arch));
 }
 
 nb::dict KernelIds() {
