@@ -53,6 +53,18 @@ JAX_NM_INLINE int64_t Stride(Layout layout, int64_t rows, int64_t features) {
   return layout == Layout::kFeatureMajor ? rows : features;
 }
 
+JAX_NM_INLINE Matrix Operand(const void* buffer, DType dtype, Layout layout, int64_t batch,
+                             int64_t rows, int64_t features) {
+  return {static_cast<const char*>(buffer) + ByteOffset(dtype, batch, rows, features), dtype,
+          layout, Stride(layout, rows, features)};
+}
+
+JAX_NM_INLINE MutableMatrix Result(void* buffer, DType dtype, Layout layout, int64_t batch,
+                                   int64_t rows, int64_t features) {
+  return {static_cast<char*>(buffer) + ByteOffset(dtype, batch, rows, features), dtype, layout,
+          Stride(layout, rows, features)};
+}
+
 // The layout of the same memory seen as [features, rows].
 JAX_NM_INLINE Layout Exchange(Layout layout) {
   return layout == Layout::kRowMajor ? Layout::kFeatureMajor : Layout::kRowMajor;

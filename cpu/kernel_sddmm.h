@@ -73,15 +73,12 @@ void SddmmTask(const Job& job, int64_t task, void* scratch) {
   T* dvalues_block = reinterpret_cast<T*>(base + config.values_offset);
   int32_t* sources = reinterpret_cast<int32_t*>(base + config.sources_offset);
 
-  const Matrix x{static_cast<const char*>(job.first) + ByteOffset(p.dtype, batch, p.rows, p.depth),
-                 p.dtype, p.x_layout, Stride(p.x_layout, p.rows, p.depth)};
-  const Matrix dy{static_cast<const char*>(job.second) + ByteOffset(p.dtype, batch, p.rows, p.cols),
-                  p.dtype, p.y_layout, Stride(p.y_layout, p.rows, p.cols)};
+  const Matrix x = Operand(job.first, p.dtype, p.x_layout, batch, p.rows, p.depth);
+  const Matrix dy = Operand(job.second, p.dtype, p.y_layout, batch, p.rows, p.cols);
   const uint8_t* indices = job.indices + batch * p.groups * p.kept;
   // As a matrix whose "features" are the slots, dvalues[kept, cols] is feature-major.
-  const MutableMatrix dvalues{
-      static_cast<char*>(job.result) + ByteOffset(p.result_dtype, batch, p.kept, p.cols),
-      p.result_dtype, Layout::kFeatureMajor, p.cols};
+  const MutableMatrix dvalues =
+      Result(job.result, p.result_dtype, Layout::kFeatureMajor, batch, p.cols, p.kept);
 
   Zero(dvalues_block, kept.size * cols.size);
   for (int64_t begin = 0; begin < p.rows; begin += config.block_rows) {

@@ -113,15 +113,10 @@ void SpmmTask(const Job& job, int64_t task, void* scratch) {
   T* packed_values = reinterpret_cast<T*>(base + config.values_offset);
   int32_t* sources = reinterpret_cast<int32_t*>(base + config.sources_offset);
 
-  const Matrix x{static_cast<const char*>(job.first) + ByteOffset(p.dtype, batch, p.rows, p.depth),
-                 p.dtype, p.x_layout, Stride(p.x_layout, p.rows, p.depth)};
-  const Matrix values{
-      static_cast<const char*>(job.second) + ByteOffset(p.dtype, batch, p.kept, p.cols), p.dtype,
-      Layout::kRowMajor, p.cols};
+  const Matrix x = Operand(job.first, p.dtype, p.x_layout, batch, p.rows, p.depth);
+  const Matrix values = Operand(job.second, p.dtype, Layout::kRowMajor, batch, p.kept, p.cols);
   const uint8_t* indices = job.indices + batch * p.groups * p.kept;
-  const MutableMatrix y{
-      static_cast<char*>(job.result) + ByteOffset(p.result_dtype, batch, p.rows, p.cols),
-      p.result_dtype, p.y_layout, Stride(p.y_layout, p.rows, p.cols)};
+  const MutableMatrix y = Result(job.result, p.result_dtype, p.y_layout, batch, p.rows, p.cols);
 
   Zero(y_panels, RoundUp(rows.size, kLanes<T>) * cols.size);
   for (int64_t block = 0; block < config.window_blocks; ++block) {

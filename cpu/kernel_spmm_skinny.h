@@ -108,11 +108,9 @@ void SpmmSkinnyTaskAs(const Job& job, int64_t task, void* scratch) {
   int32_t* sources = reinterpret_cast<int32_t*>(base + config.sources_offset);
 
   // Packed with rows and features exchanged: x_rows is [rows, depth], y_rows [rows, cols].
-  const Matrix x{static_cast<const char*>(job.first) + ByteOffset(p.dtype, batch, p.rows, p.depth),
-                 p.dtype, Exchange(p.x_layout), Stride(p.x_layout, p.rows, p.depth)};
-  const MutableMatrix y{
-      static_cast<char*>(job.result) + ByteOffset(p.result_dtype, batch, p.rows, p.cols),
-      p.result_dtype, Exchange(p.y_layout), Stride(p.y_layout, p.rows, p.cols)};
+  const Matrix x = Operand(job.first, p.dtype, Exchange(p.x_layout), batch, p.depth, p.rows);
+  const MutableMatrix y =
+      Result(job.result, p.result_dtype, Exchange(p.y_layout), batch, p.cols, p.rows);
   const S* values = static_cast<const S*>(job.second) + batch * p.kept * p.cols;
   const uint8_t* indices = job.indices + batch * p.groups * p.kept;
 

@@ -80,15 +80,10 @@ void SpmmTTask(const Job& job, int64_t task, void* scratch) {
   T* packed_values = reinterpret_cast<T*>(base + config.values_offset);
   int32_t* sources = reinterpret_cast<int32_t*>(base + config.sources_offset);
 
-  const Matrix dy{static_cast<const char*>(job.first) + ByteOffset(p.dtype, batch, p.rows, p.cols),
-                  p.dtype, p.y_layout, Stride(p.y_layout, p.rows, p.cols)};
-  const Matrix values{
-      static_cast<const char*>(job.second) + ByteOffset(p.dtype, batch, p.kept, p.cols), p.dtype,
-      Layout::kRowMajor, p.cols};
+  const Matrix dy = Operand(job.first, p.dtype, p.y_layout, batch, p.rows, p.cols);
+  const Matrix values = Operand(job.second, p.dtype, Layout::kRowMajor, batch, p.kept, p.cols);
   const uint8_t* indices = job.indices + batch * p.groups * p.kept;
-  const MutableMatrix dx{
-      static_cast<char*>(job.result) + ByteOffset(p.result_dtype, batch, p.rows, p.depth),
-      p.result_dtype, p.x_layout, Stride(p.x_layout, p.rows, p.depth)};
+  const MutableMatrix dx = Result(job.result, p.result_dtype, p.x_layout, batch, p.rows, p.depth);
 
   Zero(dx_panels, RoundUp(rows.size, kLanes<T>) * depth.size);
   for (int64_t begin = 0; begin < p.cols; begin += config.tile_cols) {

@@ -78,7 +78,6 @@ def spmm(
     x: jax.Array,
     values: jax.Array,
     indices: jax.Array,
-    *,
     spec: Spec,
     out_dtype: np.dtype,
     result_layout: str | None,
@@ -141,10 +140,11 @@ def _call(
         return jnp.zeros(shape, out_dtype)
     dtype = np.dtype(first.dtype)
     if has_kernel(platform, dtype):
-        call = functools.partial(_ffi, op, platform, result_layout=result_layout)
+        result = _ffi(
+            op, platform, first, second, indices, spec, out_dtype, result_layout
+        )
     else:
-        call = functools.partial(_mapped_reference, op)
-    result = call(first, second, indices, spec=spec, out_dtype=out_dtype)
+        result = _mapped_reference(op, first, second, indices, spec)
     # Sums leave the kernels in the operands' dtype or unrounded, so this rounds once.
     return result.astype(out_dtype).reshape(shape)
 
@@ -177,11 +177,8 @@ def _mapped_reference(
     first: jax.Array,
     second: jax.Array,
     indices: jax.Array,
-    *,
     spec: Spec,
-    out_dtype: np.dtype,
 ) -> jax.Array:
-    del out_dtype
     fun = functools.partial(
         getattr(_reference, op), pattern=spec.pattern, depth=spec.depth
     )
@@ -194,7 +191,6 @@ def _ffi(
     first: jax.Array,
     second: jax.Array,
     indices: jax.Array,
-    *,
     spec: Spec,
     out_dtype: np.dtype,
     result_layout: str | None,
@@ -265,7 +261,7 @@ def layouts(
     """Whether x-like and y-like matrices cross the call with rows contiguous.
 
     On the GPU they do when rows is symbolic or exceeds `FEATURE_MAJOR_ROWS`. The CPU
-    kernels broadcast elements of x and stream rows of y, so they want neither.
+    kernels pack what they read and run either way at one speed, so XLA's own stays.
     `result_layout` overrides the choice for y, whose consumer cannot be seen from here.
     """
     feature_major = platform == "cuda" and (
