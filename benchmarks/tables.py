@@ -2,7 +2,12 @@
 
     python benchmarks/tables.py
 
-fills every block ``<!-- table: gpu/suite.json -->`` ... ``<!-- end -->``.
+fills two kinds of blocks, each up to its ``<!-- end -->``:
+
+``<!-- table: gpu/suite.json 4096,4096,4096 ... -->``
+    a line per problem of the named shapes (rows,cols,depth), or of all;
+``<!-- summary: gpu/suite.json -->``
+    a line per kind of problem, over all its shapes.
 """
 
 from __future__ import annotations
@@ -10,35 +15,82 @@ from __future__ import annotations
 import json
 import pathlib
 import re
+import statistics
+from collections.abc import Iterable
+from typing import Any
 
 ROOT = pathlib.Path(__file__).parent.parent
-BLOCK = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(
+    r"(<!-- (table|summary): (\S+)([ \d,]*) -->\n).*?(<!-- end -->)", re.DOTALL
+)
+KIND = ("product", "dtype", "L")
 
 
-def table(path: pathlib.Path) -> str:
-    """One row per problem, one column per pattern."""
+def table(path: pathlib.Path, shapes: list[str]) -> str:
+    """A line per problem, a column per pattern: speed-up over dense."""
     results = json.loads(path.read_text())
-    rows: dict[tuple, dict[tuple, float]] = {}
-    patterns = []
+    cells: dict[tuple, dict[tuple, str]] = {}
     for p in results["points"]:
-        shape = f"{p['rows']}, {p['cols']}, {p['depth']}"
-        precision = "" if p["precision"] == "default" else f" {p['precision']}"
-        name = (p["op"], shape, f"{p['dtype']}{precision}", p["vector_length"])
-        pattern = (p["n"], p["m"])
-        patterns.append(pattern)
-        rows.setdefault(name, {})[pattern] = p["dense_ms"] / p["ms"]
-    patterns = sorted(set(patterns), key=lambda nm: nm[1] / nm[0])
-    meta = results["meta"]
-    head = [f"{n}:{m} (ideal {m / n:g})" for n, m in patterns]
+        shape = f"{p['rows']},{p['cols']},{p['depth']}"
+        if not shapes or shape in shapes:
+            product, dtype, length = _kind(p)
+            line = (product, shape.replace(",", ", "), dtype, length)
+            ratio = p["dense_ms"] / p["ms"]
+            cells.setdefault(line, {})[p["n"], p["m"]] = f"{ratio:.2f}"
+    return _markdown(
+        results["meta"], ("product", "rows, cols, depth", *KIND[1:]), cells
+    )
+
+
+def summary(path: pathlib.Path, shapes: list[str]) -> str:
+    """A line per kind: the geometric mean of the speed-up, its minimum and maximum."""
+    results = json.loads(path.read_text())
+    ratios: dict[tuple, dict[tuple, list[float]]] = {}
+    for p in results["points"]:
+        if not shapes or f"{p['rows']},{p['cols']},{p['depth']}" in shapes:
+            of_kind = ratios.setdefault(_kind(p), {})
+            of_kind.setdefault((p["n"], p["m"]), []).append(p["dense_ms"] / p["ms"])
+    cells = {
+        (*kind, _counts(of_kind.values())): {
+            pattern: f"{statistics.geometric_mean(speedups):.2f} "
+            f"({min(speedups):.2f} to {max(speedups):.2f})"
+            for pattern, speedups in of_kind.items()
+        }
+        for kind, of_kind in ratios.items()
+    }
+    return _markdown(results["meta"], (*KIND, "shapes"), cells)
+
+
+def _counts(columns: Iterable[list[float]]) -> str:
+    """How many points the columns of a line hold; not every shape has every pattern."""
+    counts = sorted({len(column) for column in columns})
+    return f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+
+
+def _kind(point: dict[str, Any]) -> tuple:
+    # Files of before know no epilogues.
+    epilogue = f", {point['epilogue']}" if point.get("epilogue") else ""
+    precision = "" if point["precision"] == "default" else f" {point['precision']}"
+    product, dtype = f"{point['op']}{epilogue}", f"{point['dtype']}{precision}"
+    return product, dtype, point["vector_length"]
+
+
+def _markdown(
+    meta: dict[str, Any], names: tuple[str, ...], cells: dict[tuple, dict[tuple, str]]
+) -> str:
+    """One line per key of `cells`, with one column per pattern behind it."""
+    patterns = {pattern for line in cells.values() for pattern in line}
+    columns = sorted(patterns, key=lambda nm: nm[1] / nm[0])
+    head = [*names, *(f"{n}:{m} (ideal {m / n:.3g})" for n, m in columns)]
     lines = [
         f"{meta['device']}, JAX {meta['jax']}, {meta['date']}:",
         "",
-        "| product | rows, cols, depth | dtype | L | " + " | ".join(head) + " |",
-        "|---|---|---|---|" + "---|" * len(patterns),
+        f"| {' | '.join(head)} |",
+        "|" + "---|" * len(head),
     ]
-    for (op, shape, dtype, length), ratios in rows.items():
-        cells = [f"{ratios[p]:.2f}" if p in ratios else "" for p in patterns]
-        lines.append(f"| {op} | {shape} | {dtype} | {length} | {' | '.join(cells)} |")
+    for key, line in cells.items():
+        row = [*map(str, key), *(line.get(pattern, "") for pattern in columns)]
+        lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -46,8 +98,10 @@ def main() -> None:
     readme = ROOT / "README.md"
 
     def fill(match: re.Match) -> str:
-        path = ROOT / "benchmarks" / "results" / match[2]
-        return match[1] + (table(path) if path.exists() else "") + match[3]
+        head, kind, name, shapes, end = match.groups()
+        path = ROOT / "benchmarks" / "results" / name
+        write = {"table": table, "summary": summary}[kind]
+        return head + (write(path, shapes.split()) if path.exists() else "") + end
 
     readme.write_text(BLOCK.sub(fill, readme.read_text()))
 

@@ -8,7 +8,15 @@ import importlib.util
 import pathlib
 import sys
 
-from jax_nm._bench.points import DTYPES, OPS, PRECISIONS, SUITES, Point
+from jax_nm._bench.points import (
+    DTYPES,
+    EPILOGUES,
+    OPS,
+    PRECISIONS,
+    SUITES,
+    Point,
+    by_shape,
+)
 from jax_nm._pattern import Pattern
 
 # The one problem that is measured where any of its options is given.
@@ -30,8 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     one.add_argument("--dtype", choices=DTYPES, help=_default("dtype"))
     one.add_argument("--precision", choices=PRECISIONS, help=_default("precision"))
     one.add_argument("--op", choices=OPS, help=_default("op"))
+    one.add_argument("--epilogue", choices=EPILOGUES, help=_default("epilogue"))
     parser.add_argument(
-        "--repeats", type=_positive, default=7, help="samples per median (default: 7)"
+        "--repeats", type=_positive, default=7, help="rounds per median (default: 7)"
     )
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="save here")
     parser.add_argument(
@@ -40,11 +49,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume", action="store_true", help="keep the points already in --json FILE"
     )
+    parser.add_argument(
+        "--shard",
+        type=_shard,
+        default=(0, 1),
+        metavar="I/K",
+        help="of the shapes only I, I + K, I + 2K, ... with I from 0 to K - 1; "
+        "--resume gathers the shards in one file",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measures, prints and saves; returns 1 if a result was wrong, 2 for bad usage."""
-    from jax_nm._bench import measure, report
+    """Measures, prints and saves; 1 if a point is wrong or missing, 2 for bad usage."""
+    from jax_nm._bench import machine, measure, report, timing
 
     one = {
         field.name: getattr(args, field.name)
@@ -54,39 +71,93 @@ def run(args: argparse.Namespace) -> int:
     if args.suite is not None and one:
         options = ", ".join(f"--{name}" for name in one)
         return _fail(f"--suite names a list of problems, and {options} another one")
+    if args.epilogue is not None and (args.op or _ONE.op) != "spmm":
+        return _fail(f"--epilogue is fused into spmm alone, got --op {args.op}")
     if args.resume and args.json is None:
         return _fail("--resume needs the --json FILE to go on with")
+    if args.json is not None and args.json.is_dir():
+        return _fail(f"--json must name a file, got the directory {args.json}")
     if args.plot is not None and importlib.util.find_spec("matplotlib") is None:
         return _fail("--plot needs matplotlib, pip install 'jax_nm[bench]'")
 
-    suite = SUITES[args.suite or "quick"]
-    points = [dataclasses.replace(_ONE, **one)] if one else list(suite())
+    points = (
+        [dataclasses.replace(_ONE, **one)] if one else SUITES[args.suite or "quick"]()
+    )
+    points = list(points)
     keys = [report.key(point.as_json()) for point in points]
+    meta = machine.metadata()
     done = {}
-    if args.resume:
-        done = {report.key(point): point for point in report.load(args.json)}
-    meta = report.metadata(_peaks(points))
+    if args.resume and args.json.exists():
+        try:
+            earlier = report.load(args.json)
+        except ValueError as error:
+            return _fail(
+                f"--resume goes on with a file of an earlier run, got {args.json}: "
+                f"{error}; name another file, or measure without --resume"
+            )
+        different = machine.differences(earlier["meta"], meta)
+        if different:
+            return _fail(
+                f"--resume adds only points of the same code on the same machine to "
+                f"{args.json}, got {'; '.join(different)}; measure into another file, "
+                "or without --resume"
+            )
+        meta = earlier["meta"]
+        done = {report.key(point): point for point in earlier["points"]}
+
+    first, step = args.shard
+    shapes = by_shape(points)[first::step]
+    # A shape is measured as a whole, so that its points stand beside one dense time.
+    pending = [
+        shape
+        for shape in shapes
+        if any(report.key(point.as_json()) not in done for point in shape)
+    ]
+    timing.marker_name()  # what fails here fails before anything is compiled
+    meta |= machine.roofs([point for shape in pending for point in shape], meta)
     print(report.HEADER)
-    for number, (key, point) in enumerate(zip(keys, points, strict=True), start=1):
-        if key not in done:
-            print(f"[{number}/{len(points)}] {point}", file=sys.stderr, flush=True)
-            done[key] = measure.measure(point, args.repeats)
-            meta["sm_clock_mhz"] = report.sm_clock()  # right after work, not at idle
-        print(report.row(done[key]), flush=True)
-        if args.json is not None:
-            report.save(args.json, meta, [done[k] for k in keys if k in done])
-    measured = [done[key] for key in keys]
+    untimed = 0
+    for number, shape in enumerate(shapes, start=1):
+        if shape in pending:
+            print(
+                f"[{number}/{len(shapes)}] {_describe(shape)}",
+                file=sys.stderr,
+                flush=True,
+            )
+            try:
+                results = measure.measure(shape, args.repeats, meta)
+            except timing.TraceError as error:
+                untimed += len(shape)
+                print(f"not timed: {error}", file=sys.stderr, flush=True)
+                continue
+            done |= {report.key(result): result for result in results}
+            if args.json is not None:
+                known = dict.fromkeys([*keys, *done])
+                report.save(args.json, meta, [done[k] for k in known if k in done])
+        for point in shape:
+            print(report.row(done[report.key(point.as_json())]), flush=True)
+    measured = [done[key] for key in keys if key in done]
     print(*report.summary(measured), sep="\n")
     if args.plot is not None:
         report.plot(args.plot, meta, measured)
-    wrong = [p for p in measured if not p["error_over_bound"] <= 1]
+    wrong = sum(not point["error_over_bound"] <= 1 for point in measured)
     if wrong:
-        print(f"{len(wrong)} results exceed the error bound", file=sys.stderr)
-    return 1 if wrong else 0
+        print(f"{wrong} results exceed the error bound", file=sys.stderr)
+    if untimed:
+        print(f"{untimed} points could not be timed", file=sys.stderr)
+    return 1 if wrong or untimed else 0
 
 
 def _default(name: str) -> str:
-    return f"default: {getattr(_ONE, name)}"
+    return f"default: {getattr(_ONE, name) or 'none'}"
+
+
+def _describe(shape: list[Point]) -> str:
+    p = shape[0]
+    return (
+        f"{p.op} {p.rows}, {p.cols}, {p.depth} {p.dtype} {p.precision}: "
+        f"{', '.join(dict.fromkeys(str(point.pattern) for point in shape))}"
+    )
 
 
 def _fail(message: str) -> int:
@@ -94,21 +165,21 @@ def _fail(message: str) -> int:
     return 2
 
 
-def _peaks(points: list[Point]) -> dict[str, float]:
-    from jax_nm._bench import measure
-
-    peaks = {"copy_bandwidth_gbs": round(measure.bandwidth() / 1e9, 1)}
-    for dtype, precision in sorted({(p.dtype, p.precision) for p in points}):
-        rate = measure.peak_flops(dtype, precision)
-        peaks[f"dense_tflops_{dtype}_{precision}"] = round(rate / 1e12, 2)
-    return peaks
-
-
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(
+            f"must be an integer of at least 1, got {text}"
+        )
+    return int(text)
+
+
+def _shard(text: str) -> tuple[int, int]:
+    first, _, step = text.partition("/")
+    if not (first.isdecimal() and step.isdecimal() and int(first) < int(step)):
+        raise argparse.ArgumentTypeError(
+            f"must read I/K with I from 0 to K - 1, as 0/3, 1/3 and 2/3, got {text!r}"
+        )
+    return int(first), int(step)
 
 
 def _pattern(text: str) -> Pattern:

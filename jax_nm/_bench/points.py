@@ -12,6 +12,7 @@ from jax_nm._pattern import Pattern
 OPS = ("spmm", "spmm_t", "sddmm", "step")
 DTYPES = ("float32", "bfloat16", "float16")
 PRECISIONS = ("default", "highest")
+EPILOGUES = ("bias+gelu",)
 
 # The sweep of NM-SpMM (arXiv 2503.01253): five row counts, the linear layers of Llama.
 SWEEP_ROWS = (256, 512, 1024, 2048, 4096)
@@ -29,7 +30,9 @@ SWEEP_KEPT = (16, 12, 8, 4)  # of windows of 32
 class Point:
     """One measurement: an operation on one problem.
 
-    `op` is 'spmm', 'spmm_t', 'sddmm', or 'step': the product and both gradients.
+    `op` is 'spmm', 'spmm_t', 'sddmm', or 'step': the product and both gradients. With
+    `epilogue` 'bias+gelu' the sparse product is spmm(x, w, bias, 'gelu'); what it is
+    compared with stays the bare dense product.
     """
 
     op: str
@@ -39,10 +42,23 @@ class Point:
     pattern: Pattern
     dtype: str
     precision: str = "default"
+    epilogue: str | None = None
 
     @property
     def kept(self) -> int:
         return self.pattern.kept(self.depth)
+
+    @property
+    def shape(self) -> tuple:
+        """What it shares with the points that are timed against one dense product."""
+        return (
+            self.op,
+            self.rows,
+            self.cols,
+            self.depth,
+            self.dtype,
+            self.precision,
+        )
 
     def as_json(self) -> dict[str, Any]:
         pattern = self.pattern
@@ -56,7 +72,16 @@ class Point:
             "vector_length": pattern.vector_length,
             "dtype": self.dtype,
             "precision": self.precision,
+            "epilogue": self.epilogue,
         }
+
+
+def by_shape(points: Iterable[Point]) -> list[list[Point]]:
+    """The points in groups of one shape, in the order of their first appearance."""
+    groups: dict[tuple, list[Point]] = {}
+    for point in points:
+        groups.setdefault(point.shape, []).append(point)
+    return list(groups.values())
 
 
 def _fp32() -> Iterable[Point]:
@@ -88,16 +113,23 @@ def _generic() -> Iterable[Point]:
 
 def _hopper() -> Iterable[Point]:
     """Half precision with long vectors: the ground of tensor cores."""
-    shapes = (
-        (4096, 4096, 4096),
-        (8192, 8192, 8192),
-        (4096, 12288, 4096),
-        (1024, 4096, 4096),
-    )
-    for shape, length, n in itertools.product(shapes, (128, 256), (16, 8, 4)):
-        yield Point("spmm", *shape, Pattern(n, 32, length), "bfloat16")
-    for n in (16, 8, 4):
-        yield Point("spmm", *shapes[0], Pattern(n, 32, 128), "float16")
+    for rows, (cols, depth), n, length in itertools.product(
+        SWEEP_ROWS, SWEEP_COLS_DEPTH, SWEEP_KEPT, (256, 128)
+    ):
+        yield Point("spmm", rows, cols, depth, Pattern(n, 32, length), "bfloat16")
+    square, large = (4096, 4096, 4096), (8192, 8192, 8192)
+    beyond = [("float16", square), ("float16", large), ("float16", (1024, 4096, 4096))]
+    beyond.append(("bfloat16", large))
+    for (dtype, shape), n, length in itertools.product(beyond, (16, 8, 4), (256, 128)):
+        yield Point("spmm", *shape, Pattern(n, 32, length), dtype)
+    # Odd sizes, and their aligned neighbours as far as the sweep does not hold them.
+    odd = [(rows, 4096, 4096) for rows in (192, 197, 1000, 4095)]
+    odd += [(1024, cols, 4096) for cols in (50256, 50257)]
+    for shape, length in itertools.product(odd, (256, 128)):
+        yield Point("spmm", *shape, Pattern(8, 32, length), "bfloat16")
+    for n, length in itertools.product((16, 8, 4), (256, 128)):
+        pattern = Pattern(n, 32, length)
+        yield Point("spmm", *square, pattern, "bfloat16", epilogue="bias+gelu")
 
 
 def _quick() -> Iterable[Point]:

@@ -1,45 +1,34 @@
 """The timed programs: the sparse product, the dense one, and the dense limit.
 
-Each program makes several calls on buffers of their own, so that a dispatch is long
-against its launch and no call finds its operands in the cache.
+Each program makes several calls on buffers of their own, and takes turns between sets
+of buffers, so that no call finds its operands in the cache.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.layout import Format, Layout
 
 from jax_nm import _lowering
 from jax_nm._array import NMArray
+from jax_nm._bench.operands import Stock, format_of
 from jax_nm._bench.points import Point
-from jax_nm._prune import compress
+from jax_nm._pattern import Pattern
 from jax_nm._spmm import spmm
 
-ROTATED_BYTES = 256 << 20  # several times the largest L2
-MAX_CALLS = 24
-
-
-@dataclasses.dataclass
-class Program:
-    """A compiled program and its operands; one run makes `calls` calls."""
-
-    compiled: Callable[..., Any]
-    operands: tuple[Any, ...]
-    calls: int
-
-    def run(self) -> Any:
-        return self.compiled(*self.operands)
+ROTATED_BYTES = 160 << 20  # 2.5 times the L2 of an H200 and more
+MAX_CALLS = 8
+MAX_BUFFERS = 128  # operands so small that this many fit the L2 stay in any cache
 
 
 @dataclasses.dataclass(frozen=True)
 class Product:
-    """What a program computes, apart from the weight's pattern."""
+    """What a program computes: sparse with a `pattern`, otherwise dense."""
 
     op: str
     rows: int
@@ -48,9 +37,27 @@ class Product:
     dtype: str
     precision: str
     feature_major: bool
+    pattern: Pattern | None = None
+    epilogue: str | None = None
 
     @classmethod
-    def of(cls, point: Point, depth: int, feature_major: bool) -> Product:
+    def sparse(cls, point: Point, feature_major: bool) -> Product:
+        """The product as it runs inside a model, in the given layout of x and y."""
+        return cls(
+            point.op,
+            point.rows,
+            point.cols,
+            point.depth,
+            point.dtype,
+            point.precision,
+            feature_major,
+            point.pattern,
+            point.epilogue,
+        )
+
+    @classmethod
+    def dense(cls, point: Point, depth: int, feature_major: bool) -> Product:
+        """The dense XLA product of the full depth, or of `kept`: the limit."""
         return cls(
             point.op,
             point.rows,
@@ -61,14 +68,56 @@ class Product:
             feature_major,
         )
 
-    def calls(self, kept: int) -> int:
-        """How many buffer sets leave the cache behind."""
+    @property
+    def kept(self) -> int:
+        return self.depth if self.pattern is None else self.pattern.kept(self.depth)
+
+    @property
+    def numbers(self) -> dict[str, tuple[tuple[int, ...], bool]]:
+        """The floating operands by role: shape, and whether feature-major."""
+        numbers: dict[str, tuple[tuple[int, ...], bool]] = {
+            "x": ((self.rows, self.depth), self.feature_major),
+            "values": ((self.kept, self.cols), False),
+        }
+        if self.epilogue is not None:
+            numbers["bias"] = ((self.cols,), False)
+        if self.op != "spmm":
+            numbers["dy"] = ((self.rows, self.cols), self.feature_major)
+        return numbers
+
+    @property
+    def buffers(self) -> int:
+        """How many sets of operands leave the cache behind; at least two."""
         if not on_gpu():
             return 2
-        elements = (
-            self.rows * self.depth + kept * self.cols + self.rows * self.cols
-        ) * jnp.dtype(self.dtype).itemsize
-        return max(2, min(MAX_CALLS, -(-ROTATED_BYTES // elements)))
+        elements = self.rows * self.depth + self.kept * self.cols
+        needed = -(-ROTATED_BYTES // (elements * jnp.dtype(self.dtype).itemsize))
+        return max(2, min(MAX_BUFFERS, needed))
+
+    @property
+    def calls(self) -> int:
+        """Calls in one run."""
+        return min(MAX_CALLS, self.buffers)
+
+
+# Per call x, values, indices, bias and dy, or None for what the product does not take.
+Operands = tuple[list[Any], list[Any], list[Any], list[Any], list[Any]]
+
+
+class Program:
+    """A compiled program and its sets of operands; a run makes `calls` calls."""
+
+    def __init__(
+        self, compiled: Callable[..., Any], sets: list[Operands], calls: int
+    ) -> None:
+        self.compiled = compiled
+        self.sets = sets
+        self.calls = calls
+        self._turns: Iterator[Operands] = itertools.cycle(sets)
+
+    def run(self) -> Any:
+        """Starts a run on the next set of operands: per call a tuple of results."""
+        return self.compiled(*next(self._turns))
 
 
 def on_gpu() -> bool:
@@ -80,69 +129,88 @@ def own_layout(rows: int) -> bool:
     return _lowering.layouts("cuda" if on_gpu() else "cpu", rows, None)[0]
 
 
-def sparse(point: Point, feature_major: bool) -> Program:
-    """The product as it runs inside a model, in the given layout of x and y."""
-    product = Product.of(point, point.depth, feature_major)
-    shape = (point.depth, point.cols)
-    kernels = _random(1, product.calls(point.kept), shape, point.dtype)
-    weights = [compress(kernel, point.pattern) for kernel in kernels]
-
-    def forward(x: jax.Array, values: jax.Array, w: NMArray) -> jax.Array:
-        w = dataclasses.replace(w, values=values)
-        return spmm(x, w, precision=point.precision)
-
-    return _build(product, forward, [w.values for w in weights], weights)
-
-
-# The points of a suite share their dense products, and XLA takes seconds to tune one.
-@functools.lru_cache(maxsize=8)
-def dense(product: Product) -> Program:
-    """The dense XLA product."""
-    shape = (product.depth, product.cols)
-    kernels = _random(2, product.calls(product.depth), shape, product.dtype)
-
-    def forward(x: jax.Array, kernel: jax.Array, _: None) -> jax.Array:
-        return jnp.matmul(x, kernel, precision=product.precision)
-
-    return _build(product, forward, kernels, [None] * len(kernels))
+def build(product: Product, compiled: Callable[..., Any], stock: Stock) -> Program:
+    """The compiled program on as many sets of operands as it needs."""
+    calls = product.calls
+    sets = -(-product.buffers // calls)
+    columns = {
+        role: stock.numbers(role, shape, product.dtype, feature_major, calls * sets)
+        for role, (shape, feature_major) in product.numbers.items()
+    }
+    if product.pattern is not None:
+        columns["indices"] = stock.indices(
+            product.pattern, product.depth, product.cols, calls * sets
+        )
+    each = [
+        _operands({role: c[k * calls :][:calls] for role, c in columns.items()}, calls)
+        for k in range(sets)
+    ]
+    return Program(compiled, each, calls)
 
 
-def _build(
-    product: Product, forward: Callable, values: list[jax.Array], rest: list[Any]
-) -> Program:
-    """Compiles `forward` or its gradients over every (x, values, dy)."""
-    op, calls = product.op, len(values)
-    xs = _random(3, calls, (product.rows, product.depth), product.dtype)
-    dys = _random(4, calls, (product.rows, product.cols), product.dtype)
+def compile_program(product: Product) -> Callable[..., Any]:
+    """Compiles the calls of a product from shapes alone, in its layouts."""
+    forward = _forward(product)
 
-    def one(x: Any, values: Any, w: Any, dy: Any) -> tuple[jax.Array, ...]:
-        if op == "spmm":
-            return (forward(x, values, w),)
-        y, pull = jax.vjp(lambda x, values: forward(x, values, w), x, values)
+    def one(
+        x: Any, values: Any, indices: Any, bias: Any, dy: Any
+    ) -> tuple[jax.Array, ...]:
+        if product.op == "spmm":
+            return (forward(x, values, indices, bias),)
+        y, pull = jax.vjp(lambda x, v: forward(x, v, indices, bias), x, values)
         dx, dvalues = pull(dy)
-        return {"spmm_t": (dx,), "sddmm": (dvalues,), "step": (y, dx, dvalues)}[op]
+        every = {"spmm_t": (dx,), "sddmm": (dvalues,), "step": (y, dx, dvalues)}
+        return every[product.op]
 
     def many(*operands: Any) -> list[tuple[jax.Array, ...]]:
         return [one(*each) for each in zip(*operands, strict=True)]
 
+    calls = product.calls
+    columns = {
+        role: [jax.ShapeDtypeStruct(shape, product.dtype)] * calls
+        for role, (shape, _) in product.numbers.items()
+    }
+    if product.pattern is not None:
+        groups = product.pattern.groups(product.cols)
+        indices = jax.ShapeDtypeStruct((groups, product.kept), jnp.uint8)
+        columns["indices"] = [indices] * calls
     # x, dy and the results of their shape get the layout; weights are row-major.
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    moving = Format(Layout((1, 0) if product.feature_major else (0, 1)), sharding)
-    still = Format(Layout((0, 1)), sharding)
+    moving, still = format_of(2, product.feature_major), format_of(2, False)
     results = {
         "spmm": (moving,),
         "spmm_t": (moving,),
         "sddmm": (still,),
         "step": (moving, moving, still),
-    }[op]
-    operands = (jax.device_put(xs, moving), values, rest, jax.device_put(dys, moving))
+    }[product.op]
     jitted = jax.jit(
-        many, in_shardings=(moving, None, None, moving), out_shardings=[results] * calls
+        many,
+        in_shardings=(moving, None, None, None, moving),
+        out_shardings=[results] * calls,
     )
-    return Program(jitted.lower(*operands).compile(), operands, calls)
+    return jitted.lower(*_operands(columns, calls)).compile()
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _random(seed: int, count: int, shape: tuple[int, ...], dtype: str) -> list:
-    keys = jax.random.split(jax.random.key(seed), count)
-    return [jax.random.normal(key, shape, jnp.float32).astype(dtype) for key in keys]
+def _operands(columns: dict[str, list[Any]], calls: int) -> Operands:
+    nothing = [None] * calls
+    return (
+        columns["x"],
+        columns["values"],
+        columns.get("indices", nothing),
+        columns.get("bias", nothing),
+        columns.get("dy", nothing),
+    )
+
+
+def _forward(product: Product) -> Callable[..., jax.Array]:
+    precision, pattern = product.precision, product.pattern
+    if pattern is None:
+        return lambda x, kernel, _, __: jnp.matmul(x, kernel, precision=precision)
+    activation = None if product.epilogue is None else "gelu"
+
+    def forward(
+        x: jax.Array, values: jax.Array, indices: jax.Array, bias: jax.Array | None
+    ) -> jax.Array:
+        w = NMArray(values, indices, pattern, product.depth, product.cols)
+        return spmm(x, w, bias, activation, precision=precision)
+
+    return forward
