@@ -160,4 +160,42 @@ inline ffi::ErrorOr<Problem> MakeProblem(Op op, const Attributes& attributes,
   return p;
 }
 
+// A fused spmm has two more buffers: bias, float32 [batch, cols], or [batch, 0] where there is
+// none; and sum, with the shape, dtype and layout of y, or of shape (0,) where it is not asked for.
+inline ffi::ErrorOr<Problem> MakeFusedProblem(const Attributes& attributes, int32_t activation,
+                                              const ffi::AnyBuffer& x, const ffi::AnyBuffer& values,
+                                              const ffi::AnyBuffer& indices,
+                                              const ffi::AnyBuffer& bias, const ffi::AnyBuffer& y,
+                                              const ffi::AnyBuffer& sum) {
+  constexpr const char* kTarget = "jax_nm.spmm_fused";
+  const auto fail = [](const std::string& what) {
+    return ffi::Unexpected(ffi::Error::InvalidArgument(std::string(kTarget) + ": " + what));
+  };
+  ffi::ErrorOr<Problem> made = MakeProblem(Op::kSpmm, attributes, x, values, indices, y);
+  if (made.has_error()) return made;
+  Problem p = made.value();
+  if (activation < 0 || activation > static_cast<int32_t>(Activation::kSilu)) {
+    return fail("expected an activation code from 0 to 4, got " + std::to_string(activation));
+  }
+  p.activation = static_cast<Activation>(activation);
+  if (bias.element_type() != ffi::F32) return fail("expected a bias of dtype float32");
+  p.has_bias = bias.dimensions().size() == 2 && bias.dimensions()[1] > 0;
+  if (ffi::Error e = CheckShape(kTarget, "bias", bias.dimensions(),
+                                {p.batch, p.has_bias ? p.cols : int64_t{0}});
+      e.failure()) {
+    return ffi::Unexpected(e);
+  }
+  if (sum.element_type() != y.element_type()) {
+    return fail("expected the sum to have the dtype of the result");
+  }
+  p.emits_sum = sum.element_count() > 0;
+  if (p.emits_sum) {
+    if (ffi::Error e = CheckShape(kTarget, "the sum", sum.dimensions(), {p.batch, p.rows, p.cols});
+        e.failure()) {
+      return ffi::Unexpected(e);
+    }
+  }
+  return p;
+}
+
 }  // namespace jax_nm

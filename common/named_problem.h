@@ -25,11 +25,23 @@ inline DType NamedDType(const std::string& name) {
                               name + "'");
 }
 
+// No activation has the empty name.
+inline Activation NamedActivation(const std::string& name) {
+  if (name.empty()) return Activation::kNone;
+  if (name == "relu") return Activation::kRelu;
+  if (name == "gelu") return Activation::kGelu;
+  if (name == "gelu_exact") return Activation::kGeluExact;
+  if (name == "silu") return Activation::kSilu;
+  throw std::invalid_argument(
+      "activation must be '', 'relu', 'gelu', 'gelu_exact' or 'silu', got '" + name + "'");
+}
+
 inline Problem NamedProblem(const std::string& op, const std::string& dtype,
                             const std::string& result_dtype, int64_t batch, int64_t rows,
                             int64_t depth, int64_t cols, int32_t n, int32_t m,
                             int32_t vector_length, bool x_feature_major, bool y_feature_major,
-                            bool allow_tf32, int32_t kernel, int32_t arch) {
+                            bool allow_tf32, int32_t kernel, int32_t arch,
+                            const std::string& activation = "", bool has_bias = false) {
   if (m < 1 || m > 256 || n < 1 || n > m || vector_length < 1) {
     throw std::invalid_argument(
         "the pattern must have 1 <= n <= m <= 256 and vector_length >= 1, got " +
@@ -56,6 +68,11 @@ inline Problem NamedProblem(const std::string& op, const std::string& dtype,
   p.allow_tf32 = allow_tf32;
   p.kernel = kernel;
   p.arch = arch;
+  p.activation = NamedActivation(activation);
+  p.has_bias = has_bias;
+  if (IsFused(p) && p.op != Op::kSpmm) {
+    throw std::invalid_argument("only spmm has a bias or an activation, got op '" + op + "'");
+  }
   return p;
 }
 

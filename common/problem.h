@@ -31,6 +31,16 @@ enum class Layout : int32_t { kRowMajor = 0, kFeatureMajor = 1 };
 constexpr int32_t kXFeatureMajor = 1;
 constexpr int32_t kYFeatureMajor = 2;
 
+// What a fused spmm applies to each sum, once the bias is added. The values are those of the
+// `activation` attribute of its FFI target.
+enum class Activation : int32_t {
+  kNone = 0,
+  kRelu = 1,
+  kGelu = 2,       // tanh form
+  kGeluExact = 3,  // erf form
+  kSilu = 4,
+};
+
 // The bits of the `flags` attribute of the FFI targets.
 constexpr int32_t kAllowTF32 = 1;  // float32 products may run on TF32 tensor cores
 
@@ -52,7 +62,15 @@ struct Problem {
   bool allow_tf32;
   int32_t kernel;  // 0: the tuning function chooses
   int32_t arch;    // compute capability * 10, e.g. 90; 0: the device's own (CPU kernels ignore it)
+  // A fused spmm: y = activation(sum + bias), in float32 and rounded once.
+  Activation activation;
+  bool has_bias;   // float32 [batch, cols]
+  bool emits_sum;  // writes sum + bias too, as y is written
 };
+
+constexpr bool IsFused(const Problem& p) {
+  return p.has_bias || p.activation != Activation::kNone || p.emits_sum;
+}
 
 // Slots of a ragged last window beyond its `depth % m` rows hold nothing: every kernel skips them,
 // whatever their index and value, and `sddmm` writes 0 there.

@@ -39,10 +39,8 @@ enum class KernelId : int32_t {
   kSddmm64x128Gather = 42,
   kSddmm32x32Window = 43,
   kSddmm32x32Gather = 44,
-  kSpmmHopper128x256 = 61,
   kSpmmHopper256x128 = 62,
   kSpmmHopper128x128 = 63,
-  kSpmmHopper64x128 = 64,
   kSpmmHopper256x64x2 = 65,
   kSpmmHopper128x64x2 = 66,
 };
@@ -64,9 +62,10 @@ struct Config {
   bool shared_group;       // all columns of one thread lie in one group
   int32_t row_warps;       // spmm_t: warps along rows, and the windows of each warp
   int32_t warp_windows;
-  int32_t warp_kept;    // spmm_t: slots that a warp multiplies at a time
-  int32_t raster_cols;  // Hopper: column tiles that are walked before the next row tile
-  int32_t blocks;       // Hopper: that the launch has, each of which walks over tiles
+  int32_t warp_kept;     // spmm_t: slots that a warp multiplies at a time
+  int32_t raster_cols;   // Hopper: column tiles that are walked before the next row tile
+  int32_t blocks;        // Hopper: that the launch has, each of which walks over tiles
+  int32_t shared_tiles;  // Hopper: tiles whose slots are dealt out evenly to all blocks
   int64_t shared_bytes;
 };
 

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <initializer_list>
 
 #include "dispatch.h"
 #include "kernels.h"
@@ -44,23 +45,22 @@ KernelEntry* FindEntry(const Problem& p, const Config& config) {
 }
 
 template <class Out, int kVector>
-cudaError_t LaunchReduce(const float* partials, int32_t split, int64_t elements, void* result,
-                         cudaStream_t stream) {
+cudaError_t LaunchReduce(const ReduceArgs& args, cudaStream_t stream) {
   constexpr int64_t kElements = int64_t{kReduceThreads} * kVector;
-  const int64_t blocks = (elements + kElements - 1) / kElements;
+  const int64_t blocks = (args.elements + kElements - 1) / kElements;
   ReduceKernel<Out, kVector>
-      <<<static_cast<unsigned>(std::min(blocks, kReduceBlocks)), kReduceThreads, 0, stream>>>(
-          partials, split, elements, static_cast<Out*>(result));
+      <<<static_cast<unsigned>(std::min(blocks, kReduceBlocks)), kReduceThreads, 0, stream>>>(args);
   return cudaGetLastError();
 }
 
 template <class Out>
-cudaError_t Reduce(const float* partials, int32_t split, int64_t elements, void* result,
-                   cudaStream_t stream) {
-  const bool vector = elements % 4 == 0 && reinterpret_cast<uintptr_t>(partials) % 16 == 0 &&
-                      reinterpret_cast<uintptr_t>(result) % 16 == 0;
-  return vector ? LaunchReduce<Out, 4>(partials, split, elements, result, stream)
-                : LaunchReduce<Out, 1>(partials, split, elements, result, stream);
+cudaError_t Reduce(const ReduceArgs& args, cudaStream_t stream) {
+  bool vector = args.elements % 4 == 0;
+  for (const void* data :
+       std::initializer_list<const void*>{args.partials, args.result, args.epilogue.sum}) {
+    vector = vector && reinterpret_cast<uintptr_t>(data) % 16 == 0;
+  }
+  return vector ? LaunchReduce<Out, 4>(args, stream) : LaunchReduce<Out, 1>(args, stream);
 }
 
 int64_t ResultElements(const Problem& p) {
@@ -97,7 +97,7 @@ cudaError_t Launch(const Problem& p, const Config& config, const Buffers& b, cud
   KernelEntry* entry = FindEntry(p, config);
   if (entry == nullptr) return cudaErrorInvalidDeviceFunction;
   if (IsHopper(config.kernel)) return LaunchHopper(p, config, entry->function, b, stream);
-  KernelArgs args = MakeKernelArgs(p, config, b.first, b.second, b.indices, b.result, b.workspace);
+  KernelArgs args = MakeKernelArgs(p, config, b);
   const int64_t tiles = p.batch * args.outer_tiles * args.inner_tiles * config.split;
   void* parameters[] = {&args};
   for (; args.first_tile < tiles; args.first_tile += kMaxGrid) {
@@ -108,13 +108,17 @@ cudaError_t Launch(const Problem& p, const Config& config, const Buffers& b, cud
     if (error != cudaSuccess) return error;
   }
   if (config.split == 1) return cudaSuccess;
+  const ReduceArgs reduce{
+      args.partials,    config.split, elements, b.result,
+      EpilogueOf(p, b), p.rows,       p.cols,   args.result_feature_major,
+  };
   switch (p.result_dtype) {
     case DType::kFloat32:
-      return Reduce<float>(args.partials, config.split, elements, b.result, stream);
+      return Reduce<float>(reduce, stream);
     case DType::kBFloat16:
-      return Reduce<__nv_bfloat16>(args.partials, config.split, elements, b.result, stream);
+      return Reduce<__nv_bfloat16>(reduce, stream);
     case DType::kFloat16:
-      return Reduce<__half>(args.partials, config.split, elements, b.result, stream);
+      return Reduce<__half>(reduce, stream);
     case DType::kFloat64:
       break;
   }

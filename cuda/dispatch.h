@@ -18,6 +18,8 @@ struct Buffers {
   const uint8_t* indices;
   void* result;
   void* workspace;
+  const float* bias;  // [batch, cols], read if the problem has one
+  void* sum;          // of the shape, dtype and layout of `result`, written if the problem emits it
 };
 
 // Loads the kernel of a configuration on the current device, `device`, raises its limit of shared

@@ -58,7 +58,7 @@ cudaError_t CurrentDevice(DeviceInfo* info) {
 }
 
 using ProblemKey = std::tuple<int, int, int, int64_t, int64_t, int64_t, int64_t, int, int, int, int,
-                              int, bool, int, int, int64_t, int>;
+                              int, bool, int, int, int, bool, bool, int64_t, int>;
 
 ProblemKey KeyOf(const Problem& p, int64_t workspace_bytes, int ordinal) {
   return {static_cast<int>(p.op),
@@ -76,6 +76,9 @@ ProblemKey KeyOf(const Problem& p, int64_t workspace_bytes, int ordinal) {
           p.allow_tf32,
           p.kernel,
           p.arch,
+          static_cast<int>(p.activation),
+          p.has_bias,
+          p.emits_sum,
           workspace_bytes,
           ordinal};
 }
@@ -106,10 +109,8 @@ struct Prepared {
   Config config;
 };
 
-ffi::ErrorOr<Prepared> PrepareCall(Op op, const Attributes& attributes, const ffi::AnyBuffer& first,
-                                   const ffi::AnyBuffer& second, const ffi::AnyBuffer& indices,
-                                   const ffi::AnyBuffer& result, const ffi::AnyBuffer& workspace) {
-  ffi::ErrorOr<Problem> problem = MakeProblem(op, attributes, first, second, indices, result);
+ffi::ErrorOr<Prepared> PrepareCall(const ffi::ErrorOr<Problem>& problem,
+                                   const ffi::AnyBuffer& workspace) {
   if (problem.has_error()) return ffi::Unexpected(problem.error());
   if (workspace.element_type() != ffi::U8) {
     return ffi::Unexpected(ffi::Error::InvalidArgument("jax_nm: expected a workspace of uint8"));
@@ -128,14 +129,32 @@ ffi::ErrorOr<Prepared> PrepareCall(Op op, const Attributes& attributes, const ff
   return Prepared{problem.value(), config.value()};
 }
 
+ffi::Error InitializeCall(const ffi::ErrorOr<Problem>& problem, const ffi::AnyBuffer& workspace) {
+  const ffi::ErrorOr<Prepared> call = PrepareCall(problem, workspace);
+  return call.has_error() ? call.error() : ffi::Error::Success();
+}
+
+ffi::Error ExecuteCall(const ffi::ErrorOr<Problem>& problem, const ffi::AnyBuffer& workspace,
+                       const Buffers& buffers, cudaStream_t stream) {
+  const ffi::ErrorOr<Prepared> call = PrepareCall(problem, workspace);
+  if (call.has_error()) return call.error();
+  if (cudaError_t error = Launch(call->problem, call->config, buffers, stream);
+      error != cudaSuccess) {
+    return CudaError("launching the kernel", error);
+  }
+  return ffi::Error::Success();
+}
+
+const uint8_t* Bytes(const Indices& indices) {
+  return static_cast<const uint8_t*>(indices.untyped_data());
+}
+
 template <Op kOp>
 ffi::Error Initialize(ffi::AnyBuffer first, ffi::AnyBuffer second, Indices indices, Result result,
                       Result workspace, int32_t n, int32_t m, int32_t vector_length, int32_t layout,
                       int32_t flags, int32_t kernel, int32_t arch) {
   const Attributes attributes{n, m, vector_length, layout, flags, kernel, arch};
-  ffi::ErrorOr<Prepared> call =
-      PrepareCall(kOp, attributes, first, second, indices, *result, *workspace);
-  return call.has_error() ? call.error() : ffi::Error::Success();
+  return InitializeCall(MakeProblem(kOp, attributes, first, second, indices, *result), *workspace);
 }
 
 template <Op kOp>
@@ -144,29 +163,41 @@ ffi::Error Execute(cudaStream_t stream, ffi::AnyBuffer first, ffi::AnyBuffer sec
                    int32_t vector_length, int32_t layout, int32_t flags, int32_t kernel,
                    int32_t arch) {
   const Attributes attributes{n, m, vector_length, layout, flags, kernel, arch};
-  ffi::ErrorOr<Prepared> call =
-      PrepareCall(kOp, attributes, first, second, indices, *result, *workspace);
-  if (call.has_error()) return call.error();
-  const Buffers buffers{first.untyped_data(), second.untyped_data(),
-                        static_cast<const uint8_t*>(indices.untyped_data()), result->untyped_data(),
-                        workspace->untyped_data()};
-  const Prepared& prepared = call.value();
-  if (cudaError_t error = Launch(prepared.problem, prepared.config, buffers, stream);
-      error != cudaSuccess) {
-    return CudaError("launching the kernel", error);
-  }
-  return ffi::Error::Success();
+  const Buffers buffers{first.untyped_data(),   second.untyped_data(),     Bytes(indices),
+                        result->untyped_data(), workspace->untyped_data(),
+                        /*bias=*/nullptr,
+                        /*sum=*/nullptr};
+  return ExecuteCall(MakeProblem(kOp, attributes, first, second, indices, *result), *workspace,
+                     buffers, stream);
 }
 
-// The operands, results and attributes of every target, in the order of the contract.
+ffi::Error InitializeFused(ffi::AnyBuffer x, ffi::AnyBuffer values, Indices indices,
+                           ffi::AnyBuffer bias, Result y, Result sum, Result workspace, int32_t n,
+                           int32_t m, int32_t vector_length, int32_t layout, int32_t flags,
+                           int32_t kernel, int32_t arch, int32_t activation) {
+  const Attributes attributes{n, m, vector_length, layout, flags, kernel, arch};
+  return InitializeCall(
+      MakeFusedProblem(attributes, activation, x, values, indices, bias, *y, *sum), *workspace);
+}
+
+ffi::Error ExecuteFused(cudaStream_t stream, ffi::AnyBuffer x, ffi::AnyBuffer values,
+                        Indices indices, ffi::AnyBuffer bias, Result y, Result sum,
+                        Result workspace, int32_t n, int32_t m, int32_t vector_length,
+                        int32_t layout, int32_t flags, int32_t kernel, int32_t arch,
+                        int32_t activation) {
+  const Attributes attributes{n, m, vector_length, layout, flags, kernel, arch};
+  const Buffers buffers{
+      x.untyped_data(),   values.untyped_data(),     Bytes(indices),
+      y->untyped_data(),  workspace->untyped_data(), static_cast<const float*>(bias.untyped_data()),
+      sum->untyped_data()};
+  return ExecuteCall(MakeFusedProblem(attributes, activation, x, values, indices, bias, *y, *sum),
+                     *workspace, buffers, stream);
+}
+
+// The attributes of every target, in the order of the contract.
 template <class Binding>
-auto BindCall(Binding binding) {
+auto BindAttributes(Binding binding) {
   return std::move(binding)
-      .template Arg<ffi::AnyBuffer>()
-      .template Arg<ffi::AnyBuffer>()
-      .template Arg<ffi::AnyBuffer>()
-      .template Ret<ffi::AnyBuffer>()
-      .template Ret<ffi::AnyBuffer>()
       .template Attr<int32_t>("n")
       .template Attr<int32_t>("m")
       .template Attr<int32_t>("vector_length")
@@ -176,22 +207,47 @@ auto BindCall(Binding binding) {
       .template Attr<int32_t>("arch");
 }
 
-auto InitializeBinding() { return BindCall(ffi::Ffi::Bind<ffi::ExecutionStage::kInitialize>()); }
-auto ExecuteBinding() {
-  return BindCall(ffi::Ffi::Bind().Ctx<ffi::PlatformStream<cudaStream_t>>());
+template <class Binding>
+auto BindCall(Binding binding) {
+  return BindAttributes(std::move(binding)
+                            .template Arg<ffi::AnyBuffer>()
+                            .template Arg<ffi::AnyBuffer>()
+                            .template Arg<ffi::AnyBuffer>()
+                            .template Ret<ffi::AnyBuffer>()
+                            .template Ret<ffi::AnyBuffer>());
 }
 
-XLA_FFI_DEFINE_HANDLER(kSpmmInitialize, Initialize<Op::kSpmm>, InitializeBinding(),
+template <class Binding>
+auto BindFusedCall(Binding binding) {
+  return BindAttributes(std::move(binding)
+                            .template Arg<ffi::AnyBuffer>()
+                            .template Arg<ffi::AnyBuffer>()
+                            .template Arg<ffi::AnyBuffer>()
+                            .template Arg<ffi::AnyBuffer>()
+                            .template Ret<ffi::AnyBuffer>()
+                            .template Ret<ffi::AnyBuffer>()
+                            .template Ret<ffi::AnyBuffer>())
+      .template Attr<int32_t>("activation");
+}
+
+auto InitializeStage() { return ffi::Ffi::Bind<ffi::ExecutionStage::kInitialize>(); }
+auto ExecuteStage() { return ffi::Ffi::Bind().Ctx<ffi::PlatformStream<cudaStream_t>>(); }
+
+XLA_FFI_DEFINE_HANDLER(kSpmmInitialize, Initialize<Op::kSpmm>, BindCall(InitializeStage()),
                        {ffi::Traits::kCmdBufferCompatible});
-XLA_FFI_DEFINE_HANDLER(kSpmmExecute, Execute<Op::kSpmm>, ExecuteBinding(),
+XLA_FFI_DEFINE_HANDLER(kSpmmExecute, Execute<Op::kSpmm>, BindCall(ExecuteStage()),
                        {ffi::Traits::kCmdBufferCompatible});
-XLA_FFI_DEFINE_HANDLER(kSpmmTInitialize, Initialize<Op::kSpmmT>, InitializeBinding(),
+XLA_FFI_DEFINE_HANDLER(kSpmmTInitialize, Initialize<Op::kSpmmT>, BindCall(InitializeStage()),
                        {ffi::Traits::kCmdBufferCompatible});
-XLA_FFI_DEFINE_HANDLER(kSpmmTExecute, Execute<Op::kSpmmT>, ExecuteBinding(),
+XLA_FFI_DEFINE_HANDLER(kSpmmTExecute, Execute<Op::kSpmmT>, BindCall(ExecuteStage()),
                        {ffi::Traits::kCmdBufferCompatible});
-XLA_FFI_DEFINE_HANDLER(kSddmmInitialize, Initialize<Op::kSddmm>, InitializeBinding(),
+XLA_FFI_DEFINE_HANDLER(kSddmmInitialize, Initialize<Op::kSddmm>, BindCall(InitializeStage()),
                        {ffi::Traits::kCmdBufferCompatible});
-XLA_FFI_DEFINE_HANDLER(kSddmmExecute, Execute<Op::kSddmm>, ExecuteBinding(),
+XLA_FFI_DEFINE_HANDLER(kSddmmExecute, Execute<Op::kSddmm>, BindCall(ExecuteStage()),
+                       {ffi::Traits::kCmdBufferCompatible});
+XLA_FFI_DEFINE_HANDLER(kSpmmFusedInitialize, InitializeFused, BindFusedCall(InitializeStage()),
+                       {ffi::Traits::kCmdBufferCompatible});
+XLA_FFI_DEFINE_HANDLER(kSpmmFusedExecute, ExecuteFused, BindFusedCall(ExecuteStage()),
                        {ffi::Traits::kCmdBufferCompatible});
 
 }  // namespace
@@ -200,6 +256,7 @@ const Handler kHandlers[kHandlerCount] = {
     {"jax_nm.spmm.v1", kSpmmInitialize, kSpmmExecute},
     {"jax_nm.spmm_t.v1", kSpmmTInitialize, kSpmmTExecute},
     {"jax_nm.sddmm.v1", kSddmmInitialize, kSddmmExecute},
+    {"jax_nm.spmm_fused.v1", kSpmmFusedInitialize, kSpmmFusedExecute},
 };
 
 }  // namespace jax_nm

@@ -11,7 +11,7 @@ struct Handler {
   XLA_FFI_Handler* execute;
 };
 
-inline constexpr int kHandlerCount = 3;
+inline constexpr int kHandlerCount = 4;
 extern const Handler kHandlers[kHandlerCount];
 
 }  // namespace jax_nm

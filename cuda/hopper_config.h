@@ -2,8 +2,9 @@
 // host that chooses and for nvcc.
 //
 // A block owns a tile of y and walks over the kept slots. One producer warpgroup fills a ring of
-// shared-memory stages; two consumer warpgroups multiply. Both operands lie in shared memory as
-// slabs of 64 features by `slots` lines of 128 bytes, so either can be the M side of a wgmma.
+// shared-memory stages; two consumer warpgroups multiply. Columns are the M side of the products,
+// 64 for each consumer, and rows the N side: both operands lie in shared memory as slabs of 64
+// columns or rows by lines of 128 bytes, one line for each slot.
 #pragma once
 
 #include <cstdint>
@@ -16,85 +17,80 @@ constexpr int32_t kHopperConsumers = 2;                           // warpgroups
 constexpr int32_t kHopperThreads = 128 * (1 + kHopperConsumers);  // and one that produces
 constexpr int32_t kHopperSharedBytes = 227 << 10;                 // the most a block may ask for
 constexpr int32_t kHopperLineBytes = 128;                         // a line of the 128-byte swizzle
-constexpr int32_t kHopperLineRows = kHopperLineBytes / 2;
+constexpr int32_t kHopperLineElements = kHopperLineBytes / 2;
 constexpr int32_t kHopperLines = 64;                            // gathered per stage
 constexpr int32_t kHopperStagingBytes = 64 * kHopperLineBytes;  // one round of the epilogue
-constexpr int32_t kHopperMaxStages = 8;
+constexpr int32_t kHopperMaxStages = 6;
 constexpr uint32_t kHopperNoLine = UINT32_MAX;  // the offset, in 16 bytes, of a line of zeros
-
-// How many stages the copies of a stage stay in flight before the producer waits for them. One lets
-// it issue a stage while the one before arrives; the largest tiles have four stages, of which the
-// consumers hold two.
-constexpr int32_t kHopperLag = 1;
 
 // kGroups = 2: each consumer has its own group and its own gathered lines, half as many slots deep.
 //
-// kRowsAreM decides which operand is the M side of the product. A consumer owns 64 or more of M and
-// all of N, and N = 256 is what keeps shared-memory reads (80 cycles of 128 for m64n256k16, 48 of
-// 64 for m64n128k16) and the writes of the next stage within what the memory can do.
-template <KernelId kId_, int32_t kBlockRows_, int32_t kBlockCols_, int32_t kGroups_,
-          bool kRowsAreM_>
+// Rows = 256 is what keeps wgmma's reads of shared memory (80 cycles of 128 for m64n256k16, 48 of
+// 64 for m64n128k16) and the copies into the next stage within what the memory can do.
+template <KernelId kId_, int32_t kBlockRows_, int32_t kGroups_>
 struct HopperTile {
   static constexpr KernelId kId = kId_;
   static constexpr int32_t kBlockRows = kBlockRows_;
-  static constexpr int32_t kBlockCols = kBlockCols_;
+  static constexpr int32_t kBlockCols = 64 * kHopperConsumers;
   static constexpr int32_t kGroups = kGroups_;
-  static constexpr bool kRowsAreM = kRowsAreM_;
 
   static constexpr int32_t kGroupCols = kBlockCols / kGroups;
   static constexpr int32_t kBlockKept = kHopperLines / kGroups;
-  static constexpr int32_t kM = kRowsAreM ? kBlockRows : kBlockCols;
-  static constexpr int32_t kN = kRowsAreM ? kBlockCols : kBlockRows;
-  static constexpr int32_t kConsumerM = kM / kHopperConsumers;
-  static constexpr int32_t kMTiles = kConsumerM / 64;
 
   static constexpr int32_t kXSlabBytes = kHopperLines * kHopperLineBytes;
-  static constexpr int32_t kXBytes = kBlockRows / kHopperLineRows * kXSlabBytes;
+  static constexpr int32_t kXBytes = kBlockRows / kHopperLineElements * kXSlabBytes;
   static constexpr int32_t kValuesSlabBytes = kBlockKept * kHopperLineBytes;
-  static constexpr int32_t kValuesSlabs = kBlockCols / kHopperLineRows;
+  static constexpr int32_t kValuesSlabs = kBlockCols / kHopperLineElements;
   static constexpr int32_t kValuesBytes = kValuesSlabs * kValuesSlabBytes;
   static constexpr int32_t kStageBytes = kXBytes + kValuesBytes;
 
   // Each consumer has two staging buffers; the ring of stages begins at a multiple of 1024 bytes.
-  static constexpr int32_t kStagingOffset = 0;
   static constexpr int32_t kRingOffset = kHopperConsumers * 2 * kHopperStagingBytes;
-  static constexpr int32_t kBarrierBytes = 2 * kHopperMaxStages * 8;
+  static constexpr int32_t kBarriers = 2 * kHopperMaxStages;
+  static constexpr int32_t kBarrierBytes = kBarriers * 8;
   static constexpr int32_t kRoom = kHopperSharedBytes - 1024 - kRingOffset - kBarrierBytes;
   static constexpr int32_t kStages =
       kRoom / kStageBytes < kHopperMaxStages ? kRoom / kStageBytes : kHopperMaxStages;
   static constexpr int32_t kBarrierOffset = kRingOffset + kStages * kStageBytes;
   static constexpr int32_t kSharedBytes = kBarrierOffset + kBarrierBytes + 1024;
 
+  // How many later stages the producer issues before it waits for the copies of a stage. Consumers
+  // hold two stages.
+  static constexpr int32_t kLag = kStages / 2 - 1;
+
+  // What a block leaves in the workspace for the block that completes a tile.
+  static constexpr int32_t kPartialBytes = kBlockRows * kBlockCols * 4;
+
   static_assert(kGroups == 1 || kGroups == 2, "a consumer has one group");
-  static_assert(kGroups == 1 || (!kRowsAreM && kConsumerM == kGroupCols),
-                "two groups are split between the consumers");
-  static_assert(kConsumerM % 64 == 0, "a consumer owns whole wgmma tiles");
-  static_assert(kN == 64 || kN == 128 || kN == 256, "these widths of wgmma are wrapped");
-  static_assert(kMTiles * kN / 2 <= 128, "accumulators fit in the registers of a thread");
-  static_assert(kBlockRows % kHopperLineRows == 0 && kBlockCols % kHopperLineRows == 0,
-                "a tile is whole slabs");
+  static_assert(kBlockRows == 128 || kBlockRows == 256, "these widths of wgmma are wrapped");
+  static_assert(kLag <= kStages - 2, "consumers free a stage only after they have the next one");
   static_assert(kBlockKept % 16 == 0, "a step is whole wgmma steps");
-  static_assert(kXSlabBytes % 1024 == 0 && kValuesSlabBytes % 1024 == 0,
+  static_assert(kXSlabBytes % 1024 == 0 && kValuesSlabBytes % 1024 == 0 && kRingOffset % 1024 == 0,
                 "a slab is whole swizzle patterns");
-  static_assert(kHopperLag <= kStages - 2,
-                "consumers free a stage only after they have the next one");
   static_assert(kSharedBytes <= kHopperSharedBytes, "the stages fit in shared memory");
 };
 
-using Hopper128x256 = HopperTile<KernelId::kSpmmHopper128x256, 128, 256, 1, true>;
-using Hopper256x128 = HopperTile<KernelId::kSpmmHopper256x128, 256, 128, 1, false>;
-using Hopper128x128 = HopperTile<KernelId::kSpmmHopper128x128, 128, 128, 1, false>;
-using Hopper64x128 = HopperTile<KernelId::kSpmmHopper64x128, 64, 128, 1, false>;
-using Hopper256x64x2 = HopperTile<KernelId::kSpmmHopper256x64x2, 256, 128, 2, false>;
-using Hopper128x64x2 = HopperTile<KernelId::kSpmmHopper128x64x2, 128, 128, 2, false>;
+using Hopper256x128 = HopperTile<KernelId::kSpmmHopper256x128, 256, 1>;
+using Hopper256x64x2 = HopperTile<KernelId::kSpmmHopper256x64x2, 256, 2>;
+using Hopper128x128 = HopperTile<KernelId::kSpmmHopper128x128, 128, 1>;
+using Hopper128x64x2 = HopperTile<KernelId::kSpmmHopper128x64x2, 128, 2>;
+
+// The workspace begins with a flag for each consumer of each block, which is zero until the block
+// has left its sums there.
+constexpr int32_t kHopperFlagBytes = 4096;
+constexpr int32_t kHopperMaxBlocks = kHopperFlagBytes / 4 / kHopperConsumers;
 
 // What the kernel receives by value beside its tensor maps.
 struct HopperArgs {
   const void* x;  // [batch, depth, rows]
   const uint8_t* indices;
+  const float* bias;  // [batch, cols], or null
+  uint32_t* flags;    // of the workspace
+  float* partials;    // behind them
   int64_t x_batch_bytes;
   int64_t indices_batch;
   int32_t rows;
+  int32_t cols;
   int32_t depth;
   int32_t kept;
   int32_t valid_kept;  // slots before the padding of a ragged last window
@@ -102,12 +98,15 @@ struct HopperArgs {
   int32_t m;
   int32_t vector_length;
   Divisor by_n;
-  int32_t steps;
+  int32_t steps;  // of the whole reduction
   int32_t row_tiles;
   int32_t col_tiles;
   int32_t raster_cols;  // as in Config
   int32_t tiles;        // of the whole launch
+  int32_t whole_tiles;  // of which each is one block's; the slots of the others are dealt out
   bool result_feature_major;
+  bool emits_sum;
+  Activation activation;
 };
 
 struct HopperCoordinates {

@@ -1,69 +1,107 @@
-// A warpgroup that multiplies what lies in the ring and stores its part of the tile.
+// A warpgroup that multiplies what lies in the ring and stores its 64 columns of the tile.
 #pragma once
 
+#include "activation.cuh"
+#include "hopper_maps.h"
 #include "hopper_ring.cuh"
 #include "hopper_staging.cuh"
+#include "hopper_walk.cuh"
 
 namespace jax_nm {
 
 template <class T, class Out, class Tile>
 class HopperConsumer {
  public:
-  __device__ __forceinline__ HopperConsumer(const HopperArgs& args, const CUtensorMap* result_map,
+  __device__ __forceinline__ HopperConsumer(const HopperArgs& args, const HopperMaps& maps,
                                             const HopperShared<Tile>& shared, int32_t consumer)
       : args_(args),
-        result_map_(result_map),
+        maps_(maps),
         shared_(shared),
         consumer_(consumer),
         warp_(threadIdx.x / 32 % kWarpgroupWarps),
         lane_(threadIdx.x % 32) {}
 
-  __device__ __forceinline__ void Run(int32_t first_tile, int32_t tile_stride) {
-    for (int32_t tile = first_tile; tile < args_.tiles; tile += tile_stride) {
-      const HopperCoordinates at = LocateHopperTile(args_, tile);
-      float sums[Tile::kMTiles][Tile::kN / 2];
-      for (int32_t step = 0; step < args_.steps; ++step) {
-        ptx::BarrierWait(shared_.Full(ring_.stage), ring_.parity);
-        Multiply(sums, step > 0);
-        // With this step's products queued, those of the step before are soon done.
-        ptx::WgmmaWait<1>();
-        if (step > 0) Release(ring_.Before(1));
-        ring_.Advance();
+  __device__ __forceinline__ void Run() {
+    const HopperWalk walk(args_, blockIdx.x, gridDim.x);
+    const int32_t count = walk.Count();
+    Rounded waiting;  // the tile before, on its way out
+    HopperCoordinates waiting_at{};
+    bool waits = false;
+    for (int32_t i = 0; i < count; ++i) {
+      const HopperWork work = walk.Work(i);
+      const int32_t steps = work.last_step - work.first_step;
+      float sums[kSums];
+      int32_t step = 0;
+      if constexpr (kDefers) {
+#pragma unroll
+        for (int32_t round = 0; round < kRounds; ++round) {
+          if (step < steps) Step(sums, step++);
+          if (waits) StoreRound(waiting, round, &maps_.result, waiting_at);
+        }
+        waits = false;
       }
+      for (; step < steps; ++step) Step(sums, step);
       ptx::WgmmaWait<0>();
       Release(ring_.Before(1));
-#pragma unroll
-      for (int32_t i = 0; i < Tile::kMTiles; ++i) ptx::PinRegisters(sums[i]);
-      Store(sums, at);
+      ptx::PinRegisters(sums);
+      if (work.part == HopperPart::kHead) {
+        LeaveSums(sums);
+        continue;
+      }
+      if (work.part == HopperPart::kTail) AddSums(sums, walk.FirstHead());
+      const HopperCoordinates at = LocateHopperTile(args_, work.tile);
+      if (args_.bias != nullptr) AddBias(sums, at);
+      if (args_.emits_sum) {
+        Staging::Round(sums, waiting);
+        StoreRounds(waiting, &maps_.sum, at);
+      }
+      ActivateAll(args_.activation, sums);
+      Staging::Round(sums, waiting);
+      if constexpr (kDefers) {
+        waiting_at = at;
+        waits = true;
+      } else {
+        StoreRounds(waiting, &maps_.result, at);
+      }
+    }
+    if constexpr (kDefers) {
+      if (waits) StoreRounds(waiting, &maps_.result, waiting_at);
     }
     if (IsLeader()) ptx::WaitStores();
   }
 
  private:
   static constexpr int32_t kKPerWgmma = 16;
-  using Staging = HopperStaging<Out>;
+  static constexpr int32_t kN = Tile::kBlockRows;
+  static constexpr int32_t kSums = kN / 2;  // of a thread
+  using Staging = HopperStaging<Out, kSums>;
+  using Rounded = typename Staging::Rounded;
+  static constexpr int32_t kRounds = kN / Staging::kLine;  // of the epilogue
+  // Results in half precision fit in registers beside the sums of the next tile.
+  static constexpr bool kDefers = sizeof(Out) == 2;
 
   __device__ __forceinline__ bool IsLeader() const { return threadIdx.x % kWarpgroupThreads == 0; }
 
-  __device__ __forceinline__ void Multiply(float (&sums)[Tile::kMTiles][Tile::kN / 2],
-                                           bool accumulate) const {
+  __device__ __forceinline__ void Step(float (&sums)[kSums], int32_t step) {
+    ptx::BarrierWait(shared_.Full(ring_.stage), ring_.parity);
+    Multiply(sums, step > 0);
+    // With this step's products queued, those of the step before are soon done.
+    ptx::WgmmaWait<1>();
+    if (step > 0) Release(ring_.Before(1));
+    ring_.Advance();
+  }
+
+  __device__ __forceinline__ void Multiply(float (&sums)[kSums], bool accumulate) const {
     uint32_t x = shared_.X(ring_.stage);
     if constexpr (Tile::kGroups == 2) x += consumer_ * Tile::kBlockKept * kHopperLineBytes;
-    const uint32_t values = shared_.Values(ring_.stage);
-    constexpr int32_t kMSlab = Tile::kRowsAreM ? Tile::kXSlabBytes : Tile::kValuesSlabBytes;
-    constexpr int32_t kNSlab = Tile::kRowsAreM ? Tile::kValuesSlabBytes : Tile::kXSlabBytes;
-    const uint32_t m_side = (Tile::kRowsAreM ? x : values) + consumer_ * Tile::kMTiles * kMSlab;
-    const uint32_t n_side = Tile::kRowsAreM ? values : x;
+    const uint32_t values = shared_.Values(ring_.stage) + consumer_ * Tile::kValuesSlabBytes;
     ptx::WgmmaFence();
 #pragma unroll
     for (int32_t k = 0; k < Tile::kBlockKept / kKPerWgmma; ++k) {
       const uint32_t k_bytes = k * kKPerWgmma * kHopperLineBytes;
-#pragma unroll
-      for (int32_t i = 0; i < Tile::kMTiles; ++i) {
-        ptx::Wgmma(ptx::OperandTag<T>{}, sums[i],
-                   ptx::Descriptor(m_side + i * kMSlab + k_bytes, kMSlab),
-                   ptx::Descriptor(n_side + k_bytes, kNSlab), accumulate || k > 0);
-      }
+      ptx::Wgmma(ptx::OperandTag<T>{}, sums,
+                 ptx::Descriptor(values + k_bytes, Tile::kValuesSlabBytes),
+                 ptx::Descriptor(x + k_bytes, Tile::kXSlabBytes), accumulate || k > 0);
     }
     ptx::WgmmaCommit();
   }
@@ -73,50 +111,101 @@ class HopperConsumer {
     if (lane_ == 0) ptx::BarrierArrive(shared_.Empty(stage));
   }
 
-  __device__ __forceinline__ void Store(const float (&sums)[Tile::kMTiles][Tile::kN / 2],
-                                        const HopperCoordinates& at) {
-    const bool transposed = Tile::kRowsAreM == args_.result_feature_major;
-    const int32_t first_row = at.row_tile * Tile::kBlockRows;
-    const int32_t first_col = at.col_tile * Tile::kBlockCols;
-    const int32_t first_m =
-        (Tile::kRowsAreM ? first_row : first_col) + consumer_ * Tile::kConsumerM;
-    const int32_t first_n = Tile::kRowsAreM ? first_col : first_row;
+  // ---- Tiles that several blocks compute ----
+
+  // Where a block's sums lie in the workspace: thread by thread, as the threads hold them.
+  __device__ __forceinline__ float4* Partial(int32_t block) const {
+    return reinterpret_cast<float4*>(args_.partials) +
+           int64_t{block * kHopperConsumers + consumer_} * (kSums / 4) * kWarpgroupThreads +
+           threadIdx.x % kWarpgroupThreads;
+  }
+
+  __device__ __forceinline__ uint32_t* Flag(int32_t block) const {
+    return args_.flags + block * kHopperConsumers + consumer_;
+  }
+
+  __device__ __forceinline__ void LeaveSums(const float (&sums)[kSums]) const {
+    float4* to = Partial(blockIdx.x);
 #pragma unroll
-    for (int32_t i = 0; i < Tile::kMTiles; ++i) {
+    for (int32_t i = 0; i < kSums; i += 4) {
+      __stcg(to + i / 4 * kWarpgroupThreads,
+             make_float4(sums[i], sums[i + 1], sums[i + 2], sums[i + 3]));
+    }
+    __threadfence();
+    Sync();
+    if (IsLeader()) ptx::StoreRelease(Flag(blockIdx.x), 1);
+  }
+
+  // Adds what blocks from `first` up to this one have left, in that order.
+  __device__ __forceinline__ void AddSums(float (&sums)[kSums], int32_t first) const {
+    for (int32_t block = first; block < static_cast<int32_t>(blockIdx.x); ++block) {
+      if (IsLeader()) {
+        while (ptx::LoadAcquire(Flag(block)) == 0) {
+        }
+      }
+      Sync();
+      const float4* from = Partial(block);
 #pragma unroll
-      for (int32_t round = 0; round < Tile::kN / Staging::kLine; ++round) {
-        const uint32_t staging = shared_.Staging(consumer_, buffer_);
-        if (IsLeader()) ptx::WaitStoresRead<1>();
-        Sync();
-        const float* round_sums = sums[i] + round * Staging::kSums;
-        if (transposed) {
-          Staging::Transposed(staging, round_sums, warp_, lane_);
-        } else {
-          Staging::Plain(staging, round_sums, warp_, lane_);
-        }
-        ptx::FenceProxyAsync();
-        Sync();
-        if (IsLeader()) {
-          StoreRound(staging, transposed, first_m + i * 64, first_n + round * Staging::kLine,
-                     at.batch);
-          ptx::CommitStores();
-        }
-        buffer_ ^= 1;
+      for (int32_t i = 0; i < kSums; i += 4) {
+        const float4 part = __ldcg(from + i / 4 * kWarpgroupThreads);
+        sums[i] += part.x;
+        sums[i + 1] += part.y;
+        sums[i + 2] += part.z;
+        sums[i + 3] += part.w;
       }
     }
   }
 
-  __device__ __forceinline__ void StoreRound(uint32_t staging, bool transposed, int32_t m,
-                                             int32_t n, int32_t batch) const {
-    if (!transposed) {
-      ptx::StoreBox(result_map_, staging, n, m, batch);
-      return;
+  // ---- Epilogue ----
+
+  __device__ __forceinline__ void AddBias(float (&sums)[kSums], const HopperCoordinates& at) const {
+    float bias[2];
+#pragma unroll
+    for (int32_t half = 0; half < 2; ++half) {
+      const int32_t col = FirstCol(at) + warp_ * 16 + lane_ / 4 + half * 8;
+      bias[half] = col < args_.cols ? __ldg(args_.bias + int64_t{at.batch} * args_.cols + col) : 0;
     }
 #pragma unroll
-    for (int32_t slab = 0; slab < Staging::kTransposedSlabs; ++slab) {
-      ptx::StoreBox(result_map_, staging + slab * Staging::kLine * kHopperLineBytes,
-                    m + slab * Staging::kLine, n, batch);
+    for (int32_t i = 0; i < kSums; ++i) sums[i] += bias[i / 2 % 2];
+  }
+
+  __device__ __forceinline__ int32_t FirstCol(const HopperCoordinates& at) const {
+    return at.col_tile * Tile::kBlockCols + consumer_ * 64;
+  }
+
+  __device__ __forceinline__ void StoreRounds(const Rounded& rounded, const CUtensorMap* map,
+                                              const HopperCoordinates& at) {
+#pragma unroll
+    for (int32_t round = 0; round < kRounds; ++round) StoreRound(rounded, round, map, at);
+  }
+
+  __device__ __forceinline__ void StoreRound(const Rounded& rounded, int32_t round,
+                                             const CUtensorMap* map, const HopperCoordinates& at) {
+    const uint32_t staging = shared_.Staging(consumer_, buffer_);
+    if (IsLeader()) ptx::WaitStoresRead<1>();
+    Sync();
+    if (args_.result_feature_major) {
+      Staging::FeatureMajor(staging, rounded, round, warp_, lane_);
+    } else {
+      Staging::RowMajor(staging, rounded, round, warp_, lane_);
     }
+    ptx::FenceProxyAsync();
+    Sync();
+    if (IsLeader()) {
+      const int32_t row = at.row_tile * Tile::kBlockRows + round * Staging::kLine;
+      const int32_t col = FirstCol(at);
+      if (args_.result_feature_major) {
+        ptx::StoreBox(map, staging, row, col, at.batch);
+      } else {
+#pragma unroll
+        for (int32_t slab = 0; slab < Staging::kRowMajorSlabs; ++slab) {
+          ptx::StoreBox(map, staging + slab * Staging::kLine * kHopperLineBytes,
+                        col + slab * Staging::kLine, row, at.batch);
+        }
+      }
+      ptx::CommitStores();
+    }
+    buffer_ ^= 1;
   }
 
   // Of this consumer's threads; number 0 is __syncthreads.
@@ -125,7 +214,7 @@ class HopperConsumer {
   }
 
   const HopperArgs& args_;
-  const CUtensorMap* result_map_;
+  const HopperMaps& maps_;
   const HopperShared<Tile> shared_;
   const int32_t consumer_;
   const int32_t warp_;

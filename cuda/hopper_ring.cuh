@@ -1,4 +1,5 @@
-// The ring of shared-memory stages through which the producer feeds the consumers.
+// Where everything lies in shared memory, and the ring of stages through which the producer feeds
+// the consumers.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +12,6 @@ namespace jax_nm {
 constexpr int32_t kWarpgroupWarps = 4;
 constexpr int32_t kWarpgroupThreads = 128;
 
-// Where everything lies in shared memory.
 template <class Tile>
 struct HopperShared {
   uint32_t base;
@@ -25,14 +25,17 @@ struct HopperShared {
   __device__ __forceinline__ uint32_t Values(int32_t stage) const {
     return X(stage) + Tile::kXBytes;
   }
+  __device__ __forceinline__ uint32_t Staging(int32_t consumer, int32_t buffer) const {
+    return base + (consumer * 2 + buffer) * kHopperStagingBytes;
+  }
+
+  // A stage's operands have arrived.
   __device__ __forceinline__ uint32_t Full(int32_t stage) const {
     return base + Tile::kBarrierOffset + stage * 8;
   }
+  // A stage may be filled again.
   __device__ __forceinline__ uint32_t Empty(int32_t stage) const {
     return Full(stage) + kHopperMaxStages * 8;
-  }
-  __device__ __forceinline__ uint32_t Staging(int32_t consumer, int32_t buffer) const {
-    return base + Tile::kStagingOffset + (consumer * 2 + buffer) * kHopperStagingBytes;
   }
 };
 

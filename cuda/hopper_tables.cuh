@@ -14,11 +14,9 @@ const void* HopperSpmmFunction() {
 template <class T, class Out>
 KernelTable HopperSpmmTable() {
   static KernelEntry entries[] = {
-      {Hopper128x256::kId, true, HopperSpmmFunction<T, Out, Hopper128x256>()},
       {Hopper256x128::kId, true, HopperSpmmFunction<T, Out, Hopper256x128>()},
-      {Hopper128x128::kId, true, HopperSpmmFunction<T, Out, Hopper128x128>()},
-      {Hopper64x128::kId, true, HopperSpmmFunction<T, Out, Hopper64x128>()},
       {Hopper256x64x2::kId, true, HopperSpmmFunction<T, Out, Hopper256x64x2>()},
+      {Hopper128x128::kId, true, HopperSpmmFunction<T, Out, Hopper128x128>()},
       {Hopper128x64x2::kId, true, HopperSpmmFunction<T, Out, Hopper128x64x2>()},
   };
   return {entries, static_cast<int32_t>(sizeof(entries) / sizeof(entries[0]))};

@@ -21,12 +21,21 @@ struct Divisor {
   }
 };
 
+// What a fused spmm does to its sums where final results are stored: in the kernel, or where
+// partial results are added up.
+struct Epilogue {
+  const float* bias;  // [batch, cols]; null where there is none
+  void* sum;          // for sum + bias, as the result lies; null if not asked for
+  Activation activation;
+};
+
 struct KernelArgs {
   const void* first;  // roles as in ffi_problem.h: (x, values), (dy, values), (x, dy)
   const void* second;
   const uint8_t* indices;
   void* result;
-  float* partials;  // [split, ...result] float32; null when nothing is split
+  float* partials;    // [split, ...result] float32; null when nothing is split
+  Epilogue epilogue;  // does nothing when something is split
 
   int32_t rows;
   int32_t depth;

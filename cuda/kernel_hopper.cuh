@@ -1,12 +1,13 @@
-// spmm for half precision on Hopper: y = x W with wgmma, where the gather costs no time of its own.
+// spmm for half precision on Hopper: y = activation(x W + bias) with wgmma, where the gather costs
+// next to no time of its own.
 //
 //   producer   warpgroup 0: gathers the lines of x that a step's slots name by 16-byte cp.async,
 //              fetches the values by TMA; both land in the layout that wgmma reads
-//   consumers  warpgroups 1 and 2: multiply, each its own part of the tile, then convert, stage and
-//              store it by TMA while the producer already fills the ring for the next tile
+//   consumers  warpgroups 1 and 2: multiply, each its own columns of the tile, and convert; what
+//              they stage and store by TMA goes out while they multiply the next tile
 //
-// Blocks are persistent: block b owns tiles b, b + blocks, ... The ring of stages and its barriers
-// run on across tiles. `full` of a stage completes when four producer warps and the values have
+// Blocks are persistent; HopperWalk says which tiles are whose. The ring of stages and its barriers
+// run on across tiles. `full` of a stage completes when the four producer warps and the values have
 // arrived, `empty` when the eight consumer warps have read it.
 //
 // Nothing that is not part of the product is multiplied: lines beyond `rows` and slots beyond
@@ -14,6 +15,7 @@
 #pragma once
 
 #include "hopper_consumer.cuh"
+#include "hopper_maps.h"
 #include "hopper_producer.cuh"
 
 #if defined(__CUDA_ARCH__) && !defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -22,21 +24,20 @@
 
 namespace jax_nm {
 
-// Registers of a thread after the roles have parted: 128 * 56 + 256 * 224 is what 384 * 168 was.
-constexpr int kHopperProducerRegisters = 56;
-constexpr int kHopperConsumerRegisters = 224;
+// Registers of a thread after the roles have parted: 128 * 72 + 256 * 216 is what 384 * 168 was.
+constexpr int kHopperProducerRegisters = 72;
+constexpr int kHopperConsumerRegisters = 216;
 
 template <class T, class Out, class Tile>
 __global__ void __launch_bounds__(kHopperThreads, 1)
-    HopperSpmmKernel(const __grid_constant__ CUtensorMap values_map,
-                     const __grid_constant__ CUtensorMap result_map,
+    HopperSpmmKernel(const __grid_constant__ HopperMaps maps,
                      const __grid_constant__ HopperArgs args) {
   static_assert(sizeof(T) == 2, "operands are half precision");
   extern __shared__ unsigned char dynamic_shared[];
   const HopperShared<Tile> shared(dynamic_shared);
   if (threadIdx.x == 0) {
-    ptx::PrefetchTensorMap(&values_map);
-    ptx::PrefetchTensorMap(&result_map);
+    ptx::PrefetchTensorMap(&maps.values);
+    ptx::PrefetchTensorMap(&maps.result);
     for (int32_t stage = 0; stage < Tile::kStages; ++stage) {
       ptx::BarrierInit(shared.Full(stage), kWarpgroupWarps + 1);
       ptx::BarrierInit(shared.Empty(stage), kHopperConsumers * kWarpgroupWarps);
@@ -50,11 +51,10 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
   const int32_t warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / kWarpgroupThreads, 0);
   if (warpgroup == 0) {
     ptx::DecreaseRegisters<kHopperProducerRegisters>();
-    HopperProducer<Tile>(args, &values_map, shared).Run(blockIdx.x, gridDim.x);
+    HopperProducer<Tile>(args, &maps.values, shared).Run();
   } else {
     ptx::IncreaseRegisters<kHopperConsumerRegisters>();
-    HopperConsumer<T, Out, Tile>(args, &result_map, shared, warpgroup - 1)
-        .Run(blockIdx.x, gridDim.x);
+    HopperConsumer<T, Out, Tile>(args, maps, shared, warpgroup - 1).Run();
   }
 }
 

@@ -2,11 +2,13 @@
 //
 // The hierarchy of NM-SpMM: a block owns block_rows x block_cols of y, a warp 8 x 4 threads of it,
 // a thread a register tile. Each step stages x for some slots (whole windows, or gathered rows) and
-// the values; the inner product then picks its rows of x in shared memory.
+// the values; the inner product then picks its rows of x in shared memory. A fused product adds its
+// bias and applies its activation in registers, before y is stored.
 #pragma once
 
 #include <type_traits>
 
+#include "activation.cuh"
 #include "pipeline.cuh"
 #include "tile_io.cuh"
 
@@ -247,15 +249,33 @@ struct SpmmBlock {
     }
   }
 
-  __device__ __forceinline__ void Store() const {
-    const int64_t size = int64_t{args.rows} * args.cols;
-    if (args.partials != nullptr) {
-      StoreTo(args.partials + (tile.split * args.batch + tile.batch) * size);
-    } else if (args.result_is_float) {
-      StoreTo(static_cast<float*>(args.result) + tile.batch * size);
-    } else {
-      StoreTo(static_cast<T*>(args.result) + tile.batch * size);
+  __device__ __forceinline__ void Store() {
+    const Epilogue& epilogue = args.epilogue;
+    if (epilogue.bias != nullptr) AddBias(epilogue.bias + tile.batch * args.cols);
+    // The sum, if it is asked for, and the result go through the same code: with two copies of it
+    // the compiler spills in the main loop.
+#pragma unroll 1
+    for (int32_t left = epilogue.sum == nullptr ? 1 : 2; left > 0; --left) {
+      if (left == 1) {
+#pragma unroll
+        for (int i = 0; i < kRows; ++i) ActivateAll(epilogue.activation, sums[i]);
+      }
+      StoreMatrix(left == 1 ? args.result : epilogue.sum);
     }
+  }
+
+  __device__ __forceinline__ void AddBias(const float* bias) {
+#pragma unroll
+    for (int t = 0; t < kCols; ++t) {
+      const int32_t column = col0 + thread_col + t;
+      const float value = column < args.cols ? __ldg(bias + column) : 0.0f;
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) sums[i][t] += value;
+    }
+  }
+
+  __device__ __forceinline__ void StoreMatrix(void* matrix) const {
+    StoreTyped<T>(args, tile, int64_t{args.rows} * args.cols, matrix, [&](auto* y) { StoreTo(y); });
   }
 
   template <class Out>

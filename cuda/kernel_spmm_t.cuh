@@ -202,14 +202,8 @@ struct SpmmTBlock {
   }
 
   __device__ __forceinline__ void Store() const {
-    const int64_t size = int64_t{args.rows} * args.depth;
-    if (args.partials != nullptr) {
-      StoreTo(args.partials + (tile.split * args.batch + tile.batch) * size);
-    } else if (args.result_is_float) {
-      StoreTo(static_cast<float*>(args.result) + tile.batch * size);
-    } else {
-      StoreTo(static_cast<T*>(args.result) + tile.batch * size);
-    }
+    StoreTyped<T>(args, tile, int64_t{args.rows} * args.depth, args.result,
+                  [&](auto* matrix) { StoreTo(matrix); });
   }
 
   template <class Out>

@@ -12,7 +12,7 @@ namespace jax_nm {
 struct KernelEntry {
   KernelId kernel;
   bool shared_group;
-  const void* function;  // void(KernelArgs); of Hopper void(CUtensorMap, CUtensorMap, HopperArgs)
+  const void* function;               // void(KernelArgs); of Hopper void(HopperMaps, HopperArgs)
   std::atomic<uint64_t> prepared{0};  // bit d: set up on device d
 };
 

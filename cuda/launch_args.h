@@ -1,6 +1,7 @@
-// From a Problem, a Config and pointers to what a kernel receives. Plain C++.
+// From a Problem, a Config and pointers to what a kernel receives.
 #pragma once
 
+#include "dispatch.h"
 #include "kernel_args.h"
 #include "tuning.h"
 
@@ -20,20 +21,23 @@ inline Divisor MakeDivisor(int32_t divisor) {
   return {static_cast<uint32_t>((power + divisor - 1) / divisor), 31 + log2};
 }
 
-inline KernelArgs MakeKernelArgs(const Problem& p, const Config& config, const void* first,
-                                 const void* second, const uint8_t* indices, void* result,
-                                 void* workspace) {
+inline Epilogue EpilogueOf(const Problem& p, const Buffers& b) {
+  return {p.has_bias ? b.bias : nullptr, p.emits_sum ? b.sum : nullptr, p.activation};
+}
+
+inline KernelArgs MakeKernelArgs(const Problem& p, const Config& config, const Buffers& b) {
   const bool x_feature_major = p.x_layout == Layout::kFeatureMajor;
   const bool y_feature_major = p.y_layout == Layout::kFeatureMajor;
   const int32_t bytes = ByteWidth(p.dtype);
   const int32_t result_bytes = config.split > 1 ? 4 : ByteWidth(p.result_dtype);
 
   KernelArgs a{};
-  a.first = first;
-  a.second = second;
-  a.indices = indices;
-  a.result = result;
-  a.partials = config.split > 1 ? static_cast<float*>(workspace) : nullptr;
+  a.first = b.first;
+  a.second = b.second;
+  a.indices = b.indices;
+  a.result = b.result;
+  a.partials = config.split > 1 ? static_cast<float*>(b.workspace) : nullptr;
+  if (config.split == 1) a.epilogue = EpilogueOf(p, b);
   a.rows = static_cast<int32_t>(p.rows);
   a.depth = static_cast<int32_t>(p.depth);
   a.cols = static_cast<int32_t>(p.cols);
@@ -55,9 +59,11 @@ inline KernelArgs MakeKernelArgs(const Problem& p, const Config& config, const v
                                 : a.result_feature_major ? p.rows
                                 : p.op == Op::kSpmm      ? p.cols
                                                          : p.depth;
-  a.first_vector = a.first_feature_major && IsVector(first, p.rows, bytes);
-  a.second_vector = a.second_feature_major && IsVector(second, second_extent, bytes);
-  a.result_vector = IsVector(config.split > 1 ? workspace : result, result_extent, result_bytes);
+  a.first_vector = a.first_feature_major && IsVector(b.first, p.rows, bytes);
+  a.second_vector = a.second_feature_major && IsVector(b.second, second_extent, bytes);
+  a.result_vector =
+      IsVector(config.split > 1 ? b.workspace : b.result, result_extent, result_bytes) &&
+      IsVector(a.epilogue.sum, result_extent, result_bytes);
 
   const TileCounts tiles = Tiles(p, config);
   a.batch = p.batch;

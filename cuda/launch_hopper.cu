@@ -1,8 +1,10 @@
 #include <cuda.h>
 
+#include <algorithm>
 #include <atomic>
 
 #include "hopper_config.h"
+#include "hopper_maps.h"
 #include "launch_args.h"
 #include "launch_hopper.h"
 #include "tuning_hopper.h"
@@ -57,9 +59,13 @@ HopperArgs MakeHopperArgs(const Problem& p, const Config& config, const Buffers&
   HopperArgs a{};
   a.x = b.first;
   a.indices = b.indices;
+  a.bias = p.has_bias ? b.bias : nullptr;
+  a.flags = static_cast<uint32_t*>(b.workspace);
+  a.partials = reinterpret_cast<float*>(static_cast<char*>(b.workspace) + kHopperFlagBytes);
   a.x_batch_bytes = p.depth * p.rows * ByteWidth(p.dtype);
   a.indices_batch = p.groups * p.kept;
   a.rows = static_cast<int32_t>(p.rows);
+  a.cols = static_cast<int32_t>(p.cols);
   a.depth = static_cast<int32_t>(p.depth);
   a.kept = static_cast<int32_t>(p.kept);
   a.valid_kept = static_cast<int32_t>(ValidKept(p.depth, p.n, p.m));
@@ -72,11 +78,24 @@ HopperArgs MakeHopperArgs(const Problem& p, const Config& config, const Buffers&
   a.col_tiles = tiles.inner;
   a.raster_cols = config.raster_cols;
   a.tiles = static_cast<int32_t>(p.batch * tiles.outer * tiles.inner);
+  a.whole_tiles = a.tiles - config.shared_tiles;
   a.result_feature_major = p.y_layout == Layout::kFeatureMajor;
+  a.emits_sum = p.emits_sum;
+  a.activation = p.activation;
   return a;
 }
 
 bool IsAligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
+
+// Of the result, or of the sum before the activation, which lies alike.
+cudaError_t MakeResultMap(const Problem& p, const void* data, CUtensorMap* map) {
+  const bool feature_major = p.y_layout == Layout::kFeatureMajor;
+  const int64_t length = feature_major ? p.rows : p.cols;
+  const int64_t lines = feature_major ? p.cols : p.rows;
+  // A round of the epilogue is 64 columns, or as many rows as a line has elements.
+  const int32_t box_lines = feature_major ? 64 : kHopperLineBytes / ByteWidth(p.result_dtype);
+  return MakeMap({data, p.result_dtype, length, lines, lines, p.batch}, box_lines, map);
+}
 
 }  // namespace
 
@@ -95,25 +114,26 @@ cudaError_t PrepareHopper() {
 
 cudaError_t LaunchHopper(const Problem& p, const Config& config, const void* function,
                          const Buffers& b, cudaStream_t stream) {
-  if (!IsAligned(b.first) || !IsAligned(b.second) || !IsAligned(b.result)) {
+  if (!IsAligned(b.first) || !IsAligned(b.second) || !IsAligned(b.result) || !IsAligned(b.sum) ||
+      (config.shared_tiles > 0 && !IsAligned(b.workspace))) {
     return cudaErrorMisalignedAddress;
   }
   HopperArgs args = MakeHopperArgs(p, config, b);
-  CUtensorMap values_map, result_map;
+  HopperMaps maps{};
   cudaError_t error = MakeMap({b.second, p.dtype, p.cols, args.valid_kept, p.kept, p.batch},
-                              config.block_kept, &values_map);
+                              config.block_kept, &maps.values);
   if (error != cudaSuccess) return error;
-  // The epilogue stages 64 lines of the M side, or transposed as many lines of the N side as a line
-  // has elements.
-  const bool feature_major = args.result_feature_major;
-  const bool transposed = HopperRowsAreM(config.kernel) == feature_major;
-  const int32_t box_lines = transposed ? kHopperLineBytes / ByteWidth(p.result_dtype) : 64;
-  const int64_t length = feature_major ? p.rows : p.cols;
-  const int64_t lines = feature_major ? p.cols : p.rows;
-  error =
-      MakeMap({b.result, p.result_dtype, length, lines, lines, p.batch}, box_lines, &result_map);
+  error = MakeResultMap(p, b.result, &maps.result);
   if (error != cudaSuccess) return error;
-  void* parameters[] = {&values_map, &result_map, &args};
+  if (p.emits_sum) {
+    error = MakeResultMap(p, b.sum, &maps.sum);
+    if (error != cudaSuccess) return error;
+  }
+  if (config.shared_tiles > 0) {
+    error = cudaMemsetAsync(args.flags, 0, kHopperFlagBytes, stream);
+    if (error != cudaSuccess) return error;
+  }
+  void* parameters[] = {&maps, &args};
   return cudaLaunchKernel(function, dim3(static_cast<unsigned>(config.blocks)),
                           dim3(static_cast<unsigned>(config.threads)), parameters,
                           static_cast<size_t>(config.shared_bytes), stream);

@@ -27,7 +27,7 @@ nb::list Archs() {
 }
 
 NB_MODULE(_cuda, m) {
-  m.doc() = "FFI handlers of the three products for NVIDIA GPUs.";
+  m.doc() = "FFI handlers of the products for NVIDIA GPUs.";
   m.def("registrations", &Registrations,
         "Maps each target name to its stages' handlers, as capsules.");
   m.def("built_archs", &Archs,

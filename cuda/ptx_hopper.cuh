@@ -66,6 +66,20 @@ __device__ __forceinline__ void NamedBarrierSync(int32_t number, int32_t threads
   asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
 }
 
+// ---- Flags in global memory ----
+
+// https://docs.nvidia.com/cuda/parallel-thread-execution/#data-movement-and-conversion-instructions-st
+__device__ __forceinline__ void StoreRelease(uint32_t* flag, uint32_t value) {
+  asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(flag), "r"(value) : "memory");
+}
+
+// https://docs.nvidia.com/cuda/parallel-thread-execution/#data-movement-and-conversion-instructions-ld
+__device__ __forceinline__ uint32_t LoadAcquire(const uint32_t* flag) {
+  uint32_t value;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(flag) : "memory");
+  return value;
+}
+
 // ---- Register budgets ----
 
 // https://docs.nvidia.com/cuda/parallel-thread-execution/#miscellaneous-instructions-setmaxnreg
@@ -248,12 +262,10 @@ __device__ __forceinline__ void PinRegisters(float (&d)[kCount]) {
 template <class T>
 struct OperandTag {};
 
-JAX_NM_WGMMA(OperandTag<__nv_bfloat16>, "bf16", 64, 32, "%32", "%33", "%34")
 JAX_NM_WGMMA(OperandTag<__nv_bfloat16>, "bf16", 128, 64, "%64", "%65", "%66")
 JAX_NM_WGMMA(OperandTag<__nv_bfloat16>, "bf16", 256, 128, "%128", "%129", "%130")
-JAX_NM_WGMMA(OperandTag<__half>, "f16", 64, 32, "%32", "%33", "%34")
-JAX_NM_WGMMA(OperandTag<__half>, "f16", 128, 64, "%64", "%65", "%66")
 JAX_NM_WGMMA(OperandTag<__half>, "f16", 256, 128, "%128", "%129", "%130")
+JAX_NM_WGMMA(OperandTag<__half>, "f16", 128, 64, "%64", "%65", "%66")
 
 #undef JAX_NM_WGMMA
 #undef JAX_NM_NAMES_128

@@ -149,6 +149,20 @@ __device__ __forceinline__ void StoreVector(Out* global, const float (&in)[kCoun
   }
 }
 
+// Calls `store` with where a matrix of `size` elements begins that the tile is a part of, typed as
+// its elements are stored: partial results in float32, results in float32 or the operands' T.
+template <class T, class Store>
+__device__ __forceinline__ void StoreTyped(const KernelArgs& args, const TileCoordinates& tile,
+                                           int64_t size, void* result, Store store) {
+  if (args.partials != nullptr) {
+    store(args.partials + (tile.split * args.batch + tile.batch) * size);
+  } else if (sizeof(T) == 4 || args.result_is_float) {
+    store(static_cast<float*>(result) + tile.batch * size);
+  } else {
+    store(static_cast<T*>(result) + tile.batch * size);
+  }
+}
+
 // ---- Global to shared ----
 
 template <class T>

@@ -97,10 +97,8 @@ Config BaseConfig(const KernelInfo& kernel, int32_t element_bytes) {
     case KernelId::kSddmm32x32Gather:
       return SddmmConfig<SddmmSmall>(kernel, element_bytes);
     case KernelId::kAuto:
-    case KernelId::kSpmmHopper128x256:
     case KernelId::kSpmmHopper256x128:
     case KernelId::kSpmmHopper128x128:
-    case KernelId::kSpmmHopper64x128:
     case KernelId::kSpmmHopper256x64x2:
     case KernelId::kSpmmHopper128x64x2:
       break;
@@ -187,7 +185,7 @@ Candidate BestOf(const Problem& p, const Device& device, const KernelInfo& kerne
   Candidate best{&kernel, CheckKernel(p, device, kernel), Config{}, 0.0};
   if (best.verdict != Verdict::kChosen) return best;
   if (IsHopper(kernel.id)) {
-    best.config = HopperConfig(p, kernel.id, device.num_sms);
+    best.config = HopperConfig(p, kernel.id, device.num_sms, workspace_bytes);
     best.cycles = HopperCycles(p, best.config);
     return best;
   }
@@ -364,7 +362,8 @@ int64_t WorkspaceBytes(const Problem& p) {
   // A share shorter than 32 elements of the reduction costs more than it saves.
   int64_t split = std::min({CeilDiv64(kEnoughTiles, tiles), CeilDiv64(reduction, 32),
                             int64_t{kMaxSplit}, kMaxWorkspaceBytes / (elements * 4)});
-  return split < 2 ? 0 : split * elements * 4;
+  const int64_t bytes = split < 2 ? 0 : split * elements * 4;
+  return p.op == Op::kSpmm ? std::max(bytes, HopperWorkspaceBytes(p)) : bytes;
 }
 
 }  // namespace jax_nm

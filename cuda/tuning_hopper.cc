@@ -1,6 +1,7 @@
 #include "tuning_hopper.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "hopper_config.h"
 #include "kernel_args.h"
@@ -20,22 +21,27 @@ struct Shape {
   int32_t block_kept;
   int32_t groups;      // that the tile gathers for
   int32_t group_cols;  // of each; they lie in one group of the weight
-  bool rows_are_m;
+  int32_t partial_bytes;
   int32_t stages;
-  int32_t stage_bytes;
   int32_t shared_bytes;
+  double step_cycles;
 };
 
+// A step costs what wgmma reads of shared memory, and what the copies write there, take together:
+// cycles of an H200 at 4096^3, 8192^3 and 1024,4096,4096. The products alone would need 1024 for
+// 256 x 128 x 64 slots.
 template <class Tile>
-constexpr Shape MakeShape() {
-  return {Tile::kId,         Tile::kBlockRows,  Tile::kBlockCols, Tile::kBlockKept,
-          Tile::kGroups,     Tile::kGroupCols,  Tile::kRowsAreM,  Tile::kStages,
-          Tile::kStageBytes, Tile::kSharedBytes};
+constexpr Shape MakeShape(double step_cycles) {
+  return {Tile::kId,          Tile::kBlockRows, Tile::kBlockCols,    Tile::kBlockKept,
+          Tile::kGroups,      Tile::kGroupCols, Tile::kPartialBytes, Tile::kStages,
+          Tile::kSharedBytes, step_cycles};
 }
 
 constexpr Shape kShapes[] = {
-    MakeShape<Hopper128x256>(), MakeShape<Hopper256x128>(),  MakeShape<Hopper128x128>(),
-    MakeShape<Hopper64x128>(),  MakeShape<Hopper256x64x2>(), MakeShape<Hopper128x64x2>(),
+    MakeShape<Hopper256x128>(1110.0),
+    MakeShape<Hopper256x64x2>(800.0),
+    MakeShape<Hopper128x128>(750.0),
+    MakeShape<Hopper128x64x2>(600.0),
 };
 
 const Shape* FindShape(KernelId kernel) {
@@ -68,8 +74,16 @@ int32_t RasterCols(const Problem& p, const Shape& s, int32_t num_sms) {
   return static_cast<int32_t>(CeilDiv64(cols, CeilDiv64(cols, best)));
 }
 
+// Workspace is sized before the device is known: that of the GPUs of this architecture.
+constexpr int32_t kTypicalBlocks = 132;
+constexpr int64_t kMostRounds = 16;
+
 int64_t TilesOfLaunch(const Problem& p, const Shape& s) {
   return p.batch * CeilDiv64(p.rows, s.block_rows) * CeilDiv64(p.cols, s.block_cols);
+}
+
+int64_t HopperSteps(const Problem& p, const Shape& s) {
+  return CeilDiv64(ValidKept(p.depth, p.n, p.m), s.block_kept);
 }
 
 std::string MultipleOf8(const char* name, int64_t got) {
@@ -80,8 +94,6 @@ std::string MultipleOf8(const char* name, int64_t got) {
 }  // namespace
 
 bool IsHopper(KernelId kernel) { return FindShape(kernel) != nullptr; }
-
-bool HopperRowsAreM(KernelId kernel) { return FindShape(kernel)->rows_are_m; }
 
 std::string HopperReason(const Problem& p, KernelId kernel) {
   const Shape& s = *FindShape(kernel);
@@ -109,8 +121,9 @@ std::string HopperReason(const Problem& p, KernelId kernel) {
   return "";
 }
 
-Config HopperConfig(const Problem& p, KernelId kernel, int32_t num_sms) {
+Config HopperConfig(const Problem& p, KernelId kernel, int32_t num_sms, int64_t workspace_bytes) {
   const Shape& s = *FindShape(kernel);
+  const int64_t tiles = TilesOfLaunch(p, s);
   Config c{};
   c.kernel = kernel;
   c.staging = Staging::kGather;
@@ -124,26 +137,49 @@ Config HopperConfig(const Problem& p, KernelId kernel, int32_t num_sms) {
   c.groups_in_tile = s.groups;
   c.shared_group = true;
   c.raster_cols = RasterCols(p, s, num_sms);
-  c.blocks = static_cast<int32_t>(std::min<int64_t>(TilesOfLaunch(p, s), num_sms));
+  c.blocks = static_cast<int32_t>(std::min<int64_t>(tiles, num_sms));
   c.shared_bytes = s.shared_bytes;
-  return c;
+
+  // Whole rounds of tiles, and what is left, at least one round, shared out evenly.
+  Config shared = c;
+  shared.blocks = std::min(num_sms, kHopperMaxBlocks);
+  shared.shared_tiles =
+      static_cast<int32_t>(tiles - std::max<int64_t>(tiles / shared.blocks - 1, 0) * shared.blocks);
+  const int64_t needed = kHopperFlagBytes + int64_t{shared.blocks} * s.partial_bytes;
+  const int64_t steps = int64_t{shared.shared_tiles} * HopperSteps(p, s);
+  if (tiles % shared.blocks == 0 || steps < shared.blocks || steps > INT32_MAX ||
+      needed > workspace_bytes) {
+    return c;
+  }
+  return HopperCycles(p, shared) < HopperCycles(p, c) ? shared : c;
 }
 
-// A step costs a constant and what its operands take to arrive. Chosen to follow an H200, taking
-// 1.755 GHz for its clock: at 8192^3, 16:32, a step of 256 x 128 and of 128 x 128 takes 1480 and
-// 1130 cycles, where the tensor cores alone would need 1024 and 512. At L = 256 the 128 x 256 tile,
-// which moves as many bytes as 256 x 128, takes 0.99 to 1.03 times as long (twelve problems,
-// geometric mean 1.02).
+// Chosen to follow an H200: a launch with its first loads and last stores, what a tile costs beside
+// its steps, and what the sums of one block cost that leaves them and the one that adds them up.
 double HopperCycles(const Problem& p, const Config& c) {
-  constexpr double kStep = 440.0, kBytesPerCycle = 47.4, kRowsAreM = 1.02;
-  constexpr double kTile = 500.0, kResultBytesPerCycle = 64.0, kLaunch = 4000.0;
+  constexpr double kLaunch = 8500.0, kTile = 2500.0, kFlags = 2500.0, kPartialBytesPerCycle = 24.0;
   const Shape& s = *FindShape(c.kernel);
-  const double steps = static_cast<double>(CeilDiv64(ValidKept(p.depth, p.n, p.m), c.block_kept));
-  const double step = (kStep + s.stage_bytes / kBytesPerCycle) * (s.rows_are_m ? kRowsAreM : 1.0);
-  const double result = double(c.block_rows) * c.block_cols * ByteWidth(p.result_dtype);
-  const int64_t waves = CeilDiv64(TilesOfLaunch(p, s), c.blocks);
-  return kLaunch +
-         static_cast<double>(waves) * (steps * step + kTile + result / kResultBytesPerCycle);
+  const double steps = static_cast<double>(HopperSteps(p, s));
+  const int64_t whole = TilesOfLaunch(p, s) - c.shared_tiles;
+  const double rounds = static_cast<double>(CeilDiv64(whole, c.blocks));
+  const double cycles = kLaunch + rounds * (steps * s.step_cycles + kTile);
+  if (c.shared_tiles == 0) return cycles;
+  const double tiles_of_block = static_cast<double>(c.shared_tiles) / c.blocks;
+  const double partials = 1.0 + std::ceil(1.0 / tiles_of_block);
+  return cycles + std::ceil(steps * tiles_of_block) * s.step_cycles +
+         (1.0 + tiles_of_block) * kTile + kFlags +
+         partials * s.partial_bytes / kPartialBytesPerCycle;
+}
+
+int64_t HopperWorkspaceBytes(const Problem& p) {
+  int64_t bytes = 0;
+  for (const Shape& s : kShapes) {
+    if (!HopperReason(p, s.kernel).empty()) continue;
+    // Beyond a few rounds of tiles the last one costs little.
+    if (TilesOfLaunch(p, s) > kMostRounds * kTypicalBlocks) continue;
+    bytes = std::max(bytes, kHopperFlagBytes + int64_t{kTypicalBlocks} * s.partial_bytes);
+  }
+  return bytes;
 }
 
 }  // namespace jax_nm

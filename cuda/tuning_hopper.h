@@ -15,12 +15,12 @@ bool IsHopper(KernelId kernel);
 // operands must also be aligned to 16 bytes, as XLA's buffers are.
 std::string HopperReason(const Problem& p, KernelId kernel);
 
-// The configuration of a kernel for a problem that it computes, and the estimated cycles of its
-// launch, to be compared with those of the other kernels.
-Config HopperConfig(const Problem& p, KernelId kernel, int32_t num_sms);
+// The configuration of a kernel for a problem that it computes with that much workspace, and the
+// estimated cycles of its launch, to be compared with those of the other kernels.
+Config HopperConfig(const Problem& p, KernelId kernel, int32_t num_sms, int64_t workspace_bytes);
 double HopperCycles(const Problem& p, const Config& config);
 
-// Whether rows are the M side of the kernel's products, which decides how its result is stored.
-bool HopperRowsAreM(KernelId kernel);
+// Bytes of workspace that let all blocks share the tiles of a last, incomplete round.
+int64_t HopperWorkspaceBytes(const Problem& p);
 
 }  // namespace jax_nm

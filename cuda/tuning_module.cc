@@ -25,6 +25,7 @@ nb::dict ToDict(const Config& c) {
   if (IsHopper(c.kernel)) {
     d["raster_cols"] = c.raster_cols;
     d["blocks"] = c.blocks;
+    d["shared_tiles"] = c.shared_tiles;
   } else {
     d["thread_rows"] = c.thread_rows;
     d["thread_cols"] = c.thread_cols;
@@ -42,14 +43,7 @@ nb::dict ToDict(const Config& c) {
 // An `arch` of 0 stands for the newest one that is tuned for.
 constexpr int32_t kDefaultArch = 90;
 
-nb::dict ChooseDict(const std::string& op, const std::string& dtype,
-                    const std::string& result_dtype, int64_t batch, int64_t rows, int64_t depth,
-                    int64_t cols, int32_t n, int32_t m, int32_t vector_length, bool x_feature_major,
-                    bool y_feature_major, bool allow_tf32, int32_t kernel, int32_t arch,
-                    bool wgmma) {
-  const Problem p =
-      NamedProblem(op, dtype, result_dtype, batch, rows, depth, cols, n, m, vector_length,
-                   x_feature_major, y_feature_major, allow_tf32, kernel, arch);
+nb::dict ChooseDict(const Problem& p, bool wgmma) {
   const int64_t workspace_bytes = WorkspaceBytes(p);
   const Choice choice = Choose(p, kDefaultArch, 0, wgmma, workspace_bytes);
   const std::string why = Reason(p, choice, choice.chosen);
@@ -67,29 +61,33 @@ nb::dict ChooseDict(const std::string& op, const std::string& dtype,
   return d;
 }
 
-int64_t WorkspaceBytesOf(const std::string& op, const std::string& dtype,
-                         const std::string& result_dtype, int64_t batch, int64_t rows,
-                         int64_t depth, int64_t cols, int32_t n, int32_t m, int32_t vector_length,
-                         bool x_feature_major, bool y_feature_major, bool allow_tf32,
-                         int32_t kernel, int32_t arch) {
-  return WorkspaceBytes(NamedProblem(op, dtype, result_dtype, batch, rows, depth, cols, n, m,
-                                     vector_length, x_feature_major, y_feature_major, allow_tf32,
-                                     kernel, arch));
-}
-
 nb::dict KernelIds() {
   nb::dict ids;
   for (const KernelInfo& kernel : Kernels()) ids[kernel.name] = static_cast<int32_t>(kernel.id);
   return ids;
 }
 
-template <class Function, class... Extra>
-void Define(nb::module_& m, const char* name, Function function, const char* doc,
-            const Extra&... extra) {
-  m.def(name, function, nb::arg("op"), nb::arg("dtype"), nb::arg("result_dtype"), nb::arg("batch"),
-        nb::arg("rows"), nb::arg("depth"), nb::arg("cols"), nb::arg("n"), nb::arg("m"),
-        nb::arg("vector_length"), nb::arg("x_feature_major"), nb::arg("y_feature_major"),
-        nb::arg("allow_tf32"), nb::arg("kernel"), nb::arg("arch"), extra..., doc);
+// Defines a function of a problem, which Python passes as names and numbers, and of `More`.
+template <class... More, class Result, class... Arguments>
+void Define(nb::module_& m, const char* name, Result (*function)(const Problem&, More...),
+            const char* doc, const Arguments&... arguments) {
+  m.def(
+      name,
+      [function](const std::string& op, const std::string& dtype, const std::string& result_dtype,
+                 int64_t batch, int64_t rows, int64_t depth, int64_t cols, int32_t n, int32_t m,
+                 int32_t vector_length, bool x_feature_major, bool y_feature_major, bool allow_tf32,
+                 int32_t kernel, int32_t arch, const std::string& activation, bool has_bias,
+                 More... more) {
+        return function(NamedProblem(op, dtype, result_dtype, batch, rows, depth, cols, n, m,
+                                     vector_length, x_feature_major, y_feature_major, allow_tf32,
+                                     kernel, arch, activation, has_bias),
+                        more...);
+      },
+      nb::arg("op"), nb::arg("dtype"), nb::arg("result_dtype"), nb::arg("batch"), nb::arg("rows"),
+      nb::arg("depth"), nb::arg("cols"), nb::arg("n"), nb::arg("m"), nb::arg("vector_length"),
+      nb::arg("x_feature_major"), nb::arg("y_feature_major"), nb::arg("allow_tf32"),
+      nb::arg("kernel"), nb::arg("arch"), nb::arg("activation") = "", nb::arg("has_bias") = false,
+      arguments..., doc);
 }
 
 NB_MODULE(_tuning, m) {
@@ -98,7 +96,7 @@ NB_MODULE(_tuning, m) {
          "The kernel, configuration, reason and rejected candidates for a problem. `wgmma` says "
          "whether a device of compute capability 9.0 would find code for sm_90a in the build.",
          nb::arg("wgmma") = true);
-  Define(m, "workspace_bytes", &WorkspaceBytesOf,
+  Define(m, "workspace_bytes", &WorkspaceBytes,
          "Bytes of the workspace that a problem's FFI call should get.");
   m.def("kernels", &KernelIds, "Maps the name of each CUDA kernel to its id.");
 }

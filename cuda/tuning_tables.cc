@@ -22,10 +22,8 @@ Device DeviceOf(int32_t arch, int32_t num_sms) {
 const std::vector<KernelInfo>& Kernels() {
   constexpr Staging kWindow = Staging::kWindow, kGather = Staging::kGather;
   static const std::vector<KernelInfo> kernels = {
-      {KernelId::kSpmmHopper128x256, "spmm_hopper_128x256", Op::kSpmm, kGather},
       {KernelId::kSpmmHopper256x128, "spmm_hopper_256x128", Op::kSpmm, kGather},
       {KernelId::kSpmmHopper128x128, "spmm_hopper_128x128", Op::kSpmm, kGather},
-      {KernelId::kSpmmHopper64x128, "spmm_hopper_64x128", Op::kSpmm, kGather},
       {KernelId::kSpmmHopper256x64x2, "spmm_hopper_256x64x2", Op::kSpmm, kGather},
       {KernelId::kSpmmHopper128x64x2, "spmm_hopper_128x64x2", Op::kSpmm, kGather},
       {KernelId::kSpmm128x128Window, "spmm_128x128_window", Op::kSpmm, kWindow},

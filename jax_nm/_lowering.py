@@ -12,7 +12,7 @@ import importlib
 import math
 import types
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +44,10 @@ _KERNEL_DTYPES = {
     "cuda": ("float32", "bfloat16", "float16"),
 }
 _ALLOW_TF32 = 1  # common/problem.h: kAllowTF32
+_ACTIVATIONS = {None: 0, "relu": 1, "gelu": 2, "gelu_exact": 3, "silu": 4}  # Activation
+
+OPS = ("spmm", "spmm_t", "sddmm")
+FUSED = "spmm_fused"
 
 
 @functools.cache
@@ -82,7 +86,8 @@ def spmm(
     out_dtype: np.dtype,
     result_layout: str | None,
 ) -> jax.Array:
-    return _call("spmm", platform, x, values, indices, spec, out_dtype, result_layout)
+    (y,) = _call("spmm", platform, x, values, indices, spec, out_dtype, result_layout)
+    return y
 
 
 def spmm_t(
@@ -94,7 +99,8 @@ def spmm_t(
     spec: Spec,
     out_dtype: np.dtype,
 ) -> jax.Array:
-    return _call("spmm_t", platform, dy, values, indices, spec, out_dtype)
+    (dx,) = _call("spmm_t", platform, dy, values, indices, spec, out_dtype)
+    return dx
 
 
 def sddmm(
@@ -106,7 +112,52 @@ def sddmm(
     spec: Spec,
     out_dtype: np.dtype,
 ) -> jax.Array:
-    return _call("sddmm", platform, x, dy, indices, spec, out_dtype)
+    (dvalues,) = _call("sddmm", platform, x, dy, indices, spec, out_dtype)
+    return dvalues
+
+
+class Epilogue(NamedTuple):
+    """What the kernel of a fused spmm does to its sums: activation(sums + bias)."""
+
+    bias: Any = None  # float32 [*batch, cols]
+    activation: str | None = None
+    emit_sum: bool = False  # gives sums + bias as a second result
+
+
+def spmm_fused(
+    platform: str | None,
+    x: jax.Array,
+    values: jax.Array,
+    indices: jax.Array,
+    *bias: jax.Array,
+    spec: Spec,
+    out_dtype: np.dtype,
+    result_layout: str | None,
+    activation: str | None,
+    emit_sum: bool,
+) -> list[jax.Array]:
+    """In one kernel where there is one; else XLA fuses what follows the sums."""
+    epilogue = Epilogue(bias[0] if bias else None, activation, emit_sum)
+    operands = (x, values, indices, spec)
+    fused = fuses(platform, x.dtype) and has_kernel(platform, x.dtype)
+    if fused and not _is_empty(*x.shape, *values.shape):
+        return _call("spmm", platform, *operands, out_dtype, result_layout, epilogue)
+    wide = _reference.accumulator(x.dtype)
+    (sums,) = _call("spmm", platform, *operands, wide, result_layout)
+    results = _reference.finish(sums, epilogue.bias, activation, spec.batch_ndim)
+    return [result.astype(out_dtype) for result in results[: 1 + emit_sum]]
+
+
+def fuses(platform: str | None, dtype: Any) -> bool:
+    """Whether kernels for this platform add a bias and apply an activation.
+
+    On a CPU both cost little beside the product, and XLA's own code serves.
+    """
+    return platform == "cuda" and has_kernel_dtype(platform, dtype)
+
+
+def _is_empty(*sizes: Any) -> bool:
+    return any(size == 0 for size in sizes if not _symbolic(size))
 
 
 def _call(
@@ -118,7 +169,8 @@ def _call(
     spec: Spec,
     out_dtype: np.dtype,
     result_layout: str | None = None,
-) -> jax.Array:
+    epilogue: Epilogue | None = None,
+) -> list[jax.Array]:
     ndim, pattern = spec.batch_ndim, spec.pattern
     batch = first.shape[:ndim]
     lead = first.shape[ndim:-1]
@@ -134,19 +186,26 @@ def _call(
         shape = (*batch, *lead, cols if op == "spmm" else spec.depth)
     indices = indices.reshape(merged[0], *indices.shape[-2:])
 
-    sizes = (*first.shape, *second.shape, spec.depth)
-    if any(size == 0 for size in sizes if not _symbolic(size)):
+    if _is_empty(*first.shape, *second.shape, spec.depth):
         # An empty sum; XLA's CPU compiler cannot lay out its operands feature-major.
-        return jnp.zeros(shape, out_dtype)
+        return [jnp.zeros(shape, out_dtype)]
     dtype = np.dtype(first.dtype)
     if has_kernel(platform, dtype):
-        result = _ffi(
-            op, platform, first, second, indices, spec, out_dtype, result_layout
+        results = _ffi(
+            op,
+            platform,
+            first,
+            second,
+            indices,
+            spec,
+            out_dtype,
+            result_layout,
+            epilogue,
         )
     else:
-        result = _mapped_reference(op, first, second, indices, spec)
-    # Sums leave the kernels in the operands' dtype or unrounded, so this rounds once.
-    return result.astype(out_dtype).reshape(shape)
+        results = [_mapped_reference(op, first, second, indices, spec)]
+    # Results leave the kernels in the operands' dtype or unrounded: this rounds once.
+    return [result.astype(out_dtype).reshape(shape) for result in results]
 
 
 def has_kernel(platform: str | None, dtype: Any) -> bool:
@@ -194,7 +253,8 @@ def _ffi(
     spec: Spec,
     out_dtype: np.dtype,
     result_layout: str | None,
-) -> jax.Array:
+    epilogue: Epilogue | None,
+) -> list[jax.Array]:
     batch, rows, _ = first.shape
     dtype = np.dtype(first.dtype)
     result_dtype = dtype if out_dtype == dtype else _reference.accumulator(dtype)
@@ -221,38 +281,61 @@ def _ffi(
         "sddmm": (x_order, y_order, weight_order),
     }[op]
 
+    operands = [first, second, indices]
+    operand_orders: list[tuple[int, ...]] = [first_order, second_order, weight_order]
     results = [jax.ShapeDtypeStruct(shape, result_dtype)]
     result_orders: list[tuple[int, ...]] = [result_order]
+    attributes = {
+        "n": pattern.n,
+        "m": pattern.m,
+        "vector_length": pattern.vector_length,
+        "layout": int(x_fm) | int(y_fm) << 1,
+        "flags": 0 if spec.highest else _ALLOW_TF32,
+        "kernel": spec.kernel,
+        "arch": spec.arch,
+    }
+    bias, activation, emit_sum = epilogue or Epilogue()
+    if epilogue is not None:
+        # What is not there crosses the call as an empty array.
+        operands.append(
+            jnp.zeros((batch, 0), np.float32)
+            if bias is None
+            else bias.reshape(batch, cols)
+        )
+        operand_orders.append((0, 1))
+        empty = jax.ShapeDtypeStruct((0,), result_dtype)
+        results.append(results[0] if emit_sum else empty)
+        result_orders.append(result_order if emit_sum else (0,))
+        attributes["activation"] = _ACTIVATIONS[activation]
     if platform == "cuda":
         size = 0
         if not _symbolic(rows) and not _symbolic(batch):
             size = _tuning.workspace_bytes(
                 *problem_arguments(
-                    op, dtype, result_dtype, batch, rows + pad, cols, spec, x_fm, y_fm
+                    op,
+                    dtype,
+                    result_dtype,
+                    batch,
+                    rows + pad,
+                    cols,
+                    spec,
+                    x_fm,
+                    y_fm,
+                    activation,
+                    bias is not None,
                 )
             )
         results.append(jax.ShapeDtypeStruct((size,), np.uint8))
         result_orders.append((0,))
 
     outputs = jax.ffi.ffi_call(
-        target_name(op),
+        target_name(op if epilogue is None else FUSED),
         results,
-        input_layouts=[first_order, second_order, weight_order],
+        input_layouts=operand_orders,
         output_layouts=result_orders,
-    )(
-        first,
-        second,
-        indices,
-        n=np.int32(pattern.n),
-        m=np.int32(pattern.m),
-        vector_length=np.int32(pattern.vector_length),
-        layout=np.int32(int(x_fm) | int(y_fm) << 1),
-        flags=np.int32(0 if spec.highest else _ALLOW_TF32),
-        kernel=np.int32(spec.kernel),
-        arch=np.int32(spec.arch),
-    )
-    result = outputs[0]
-    return result[:, :rows] if pad and op != "sddmm" else result
+    )(*operands, **{name: np.int32(value) for name, value in attributes.items()})
+    padded = pad and op != "sddmm"
+    return [y[:, :rows] if padded else y for y in outputs[: 1 + emit_sum]]
 
 
 def layouts(
@@ -294,6 +377,8 @@ def problem_arguments(
     spec: Spec,
     x_fm: bool,
     y_fm: bool,
+    activation: str | None = None,
+    has_bias: bool = False,
 ) -> tuple:
     """A problem as `_tuning` takes it, in its argument order."""
     pattern = spec.pattern
@@ -313,6 +398,8 @@ def problem_arguments(
         not spec.highest,
         spec.kernel,
         spec.arch,
+        activation or "",
+        has_bias,
     )
 
 

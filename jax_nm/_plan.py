@@ -13,10 +13,9 @@ import numpy as np
 
 from jax_nm import _cpu, _lowering, _tuning
 from jax_nm._array import NMArray
+from jax_nm._lowering import Epilogue
 from jax_nm._reference import accumulator
-from jax_nm._spmm import Options, check, check_activation, check_bias
-
-OPS = ("spmm", "spmm_t", "sddmm")
+from jax_nm._spmm import Options, check, check_activation, check_bias, is_fused
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +85,7 @@ def explain(
     Raises:
       TypeError, ValueError: As `spmm`, and for an unknown `op` or `arch`.
     """
-    if op not in OPS:
+    if op not in _lowering.OPS:
         raise ValueError(
             f"explain: op must be 'spmm', 'spmm_t' or 'sddmm', got {op!r}; the last "
             "two are the products of the gradient"
@@ -104,10 +103,19 @@ def explain(
     activation = check_activation("explain", activation)
     platform, capability = _target(arch)
     batch, rows = _batch_and_rows(x, w)
-    unfused = bias is not None or activation is not None
+    epilogue, out_dtype = None, options.result_dtype
+    if bias is not None or activation is not None:
+        dtype = options.compute_dtype
+        fused = is_fused(x, w.values, bias, activation)
+        if op == "spmm" and fused and _lowering.fuses(platform, dtype):
+            epilogue = Epilogue(bias, activation)
+        else:
+            out_dtype = accumulator(dtype)
     # Asked about another machine, the plan is that of a build for it.
     here = arch is None
-    return _plan(op, platform, capability, batch, rows, w, options, unfused, here)
+    return _plan(
+        op, platform, capability, batch, rows, w, options, out_dtype, epilogue, here
+    )
 
 
 def _batch_and_rows(x: Any, w: NMArray) -> tuple[int, Any]:
@@ -156,12 +164,14 @@ def _plan(
     rows: Any,
     w: NMArray,
     options: Options,
-    unfused: bool,
+    out_dtype: np.dtype,
+    epilogue: Epilogue | None,
     here: bool,
 ) -> Plan:
     spec, dtype = options.spec, options.compute_dtype
     cols = w.values.shape[-1]
-    out_dtype = accumulator(dtype) if unfused else options.result_dtype
+    bias = epilogue is not None and epilogue.bias is not None
+    activation = epilogue.activation if epilogue is not None else None
     if op != "spmm":
         # Under HIGHEST a cotangent wider than the operands is not narrowed.
         compute = jnp.promote_types(dtype, out_dtype) if spec.highest else dtype
@@ -175,6 +185,8 @@ def _plan(
         + f"{dtype.name} -> {result_dtype.name}, "
         + f"{'feature' if x_fm else 'row'}-major x, "
         + f"{'feature' if y_fm else 'row'}-major y"
+        + (", bias" if bias else "")
+        + (f", {activation}" if activation else "")
     )
     if 0 in (batch, rows, spec.depth, cols):
         why = "the product is empty: XLA writes zeros and no kernel is called"
@@ -203,6 +215,8 @@ def _plan(
         dataclasses.replace(spec, arch=capability),
         x_fm,
         y_fm,
+        activation,
+        bias,
     )
     if platform == "cpu":
         choice = _cpu.plan(*arguments[:12])

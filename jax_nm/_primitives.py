@@ -1,4 +1,4 @@
-"""The three primitives and every contact with JAX's extension interface.
+"""The primitives and every contact with JAX's extension interface.
 
 The product is trilinear in (x, values, dy), so its three partial maps
 
@@ -10,6 +10,12 @@ front and any number of lead axes on the dense operands:
 
     x, dx   [*batch, *lead, depth]      values   [*batch, kept, cols]
     y, dy   [*batch, *lead, cols]       indices  [*batch, groups, kept]
+
+A fourth one, not linear, is the product with what often follows it:
+
+    spmm_fused(x, values, bias) -> activation(spmm(x, values) + bias)
+
+Its derivatives are products of the other three.
 """
 
 from __future__ import annotations
@@ -30,11 +36,12 @@ from jax.sharding import PartitionSpec
 
 from jax_nm import _lowering
 from jax_nm._pattern import Pattern
+from jax_nm._reference import ACTIVATIONS, accumulator, finish
 
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """The static parameters that all three primitives share.
+    """The static parameters that all primitives share.
 
     Attributes:
       pattern: The weight's pattern.
@@ -87,10 +94,42 @@ def sddmm(x: Array, dy: Array, indices: Array, *, spec: Spec, out_dtype: Any) ->
     )
 
 
+def spmm_fused(
+    x: Array,
+    values: Array,
+    indices: Array,
+    bias: Array | None = None,
+    *,
+    spec: Spec,
+    out_dtype: Any,
+    result_layout: str | None = None,
+    activation: str | None = None,
+    emit_sum: bool = False,
+) -> list[Array]:
+    """y = activation(s), s[r, c] = bias[c] + sum over j of x[r, source] * values[j, c].
+
+    `bias` is ``[*batch, cols]`` in the dtype of the accumulator, float32. The result is
+    ``[y]``, or ``[y, s]`` with `emit_sum`. Both are computed in that dtype and rounded
+    once to `out_dtype`, so a derivative that needs s reads it with that dtype's digits.
+    Differentiation makes the call emit s, in the accumulator's dtype under HIGHEST.
+    """
+    operands = (x, values, indices) if bias is None else (x, values, indices, bias)
+    return spmm_fused_p.bind(
+        *_vary_alike(*operands),
+        spec=spec,
+        out_dtype=np.dtype(out_dtype),
+        result_layout=result_layout,
+        activation=activation,
+        emit_sum=emit_sum,
+    )
+
+
 spmm_p = Primitive("nm_spmm")
 spmm_t_p = Primitive("nm_spmm_t")
 sddmm_p = Primitive("nm_sddmm")
-PRIMITIVES = (spmm_p, spmm_t_p, sddmm_p)
+spmm_fused_p = Primitive("nm_spmm_fused")
+spmm_fused_p.multiple_results = True
+PRIMITIVES = (spmm_p, spmm_t_p, sddmm_p, spmm_fused_p)
 
 
 def spmm_saveable(prim: Primitive, *_: Any, **__: Any) -> bool:
@@ -189,6 +228,31 @@ def _spmm_abstract(
     return _result(x, shape, out_dtype, values.sharding.spec[-1])
 
 
+@spmm_fused_p.def_abstract_eval
+def _spmm_fused_abstract(
+    x: ShapedArray,
+    values: ShapedArray,
+    indices: ShapedArray,
+    *bias: ShapedArray,
+    spec: Spec,
+    out_dtype: np.dtype,
+    result_layout: str | None,
+    activation: str | None,
+    emit_sum: bool,
+) -> list[ShapedArray]:
+    _check("spmm_fused", spec, [("x", x)], ("values", values), ("indices", indices))
+    shape = (*x.shape[: spec.batch_ndim], values.shape[-1])
+    for aval in bias:
+        if (aval.shape, aval.dtype) != (shape, accumulator(x.dtype)):
+            raise TypeError(
+                f"spmm_fused: expected bias of shape {shape} and dtype "
+                f"{accumulator(x.dtype)}, got {aval.shape} and {aval.dtype}"
+            )
+    shape = (*x.shape[:-1], values.shape[-1])
+    y = _result(x, shape, out_dtype, values.sharding.spec[-1])
+    return [y, y] if emit_sum else [y]
+
+
 @spmm_t_p.def_abstract_eval
 def _spmm_t_abstract(
     dy: ShapedArray,
@@ -253,6 +317,65 @@ def _bilinear_jvp(
     if not terms:
         return result, ad.Zero.from_primal_value(result)  # type: ignore[attr-defined]
     return result, functools.reduce(jnp.add, terms)
+
+
+def _fused_jvp(
+    primals: Sequence[Array],
+    tangents: Sequence[Any],
+    *,
+    spec: Spec,
+    out_dtype: np.dtype,
+    result_layout: str | None,
+    activation: str | None,
+    emit_sum: bool,
+) -> tuple[list[Array], list[Any]]:
+    x, values, indices, *_ = primals
+    x_dot, values_dot, _, *bias_dot = tangents
+    bias_dot = [dot for dot in bias_dot if type(dot) is not ad.Zero]
+    params: dict[str, Any] = {"spec": spec, "result_layout": result_layout}
+    wide = accumulator(x.dtype)
+
+    # The tangent of the sums is linear: the other primitives transpose it.
+    terms = []
+    if type(x_dot) is not ad.Zero:
+        terms.append(spmm(x_dot, values, indices, out_dtype=wide, **params))
+    if type(values_dot) is not ad.Zero:
+        terms.append(spmm(x, values_dot, indices, out_dtype=wide, **params))
+    bind = functools.partial(spmm_fused, *primals, activation=activation, **params)
+    if not terms and not bias_dot:
+        results = bind(out_dtype=out_dtype, emit_sum=emit_sum)
+        zero: Any = ad.Zero
+        return results, [zero.from_primal_value(result) for result in results]
+
+    if activation is None:
+        (y,) = bind(out_dtype=out_dtype)
+        sums = y
+    else:
+        y, sums = bind(out_dtype=wide if spec.highest else out_dtype, emit_sum=True)
+    sums_dot = functools.reduce(jnp.add, terms or [jnp.zeros_like(sums, wide)])
+    for dot in bias_dot:
+        _, sums_dot = finish(sums_dot, dot, None, spec.batch_ndim)
+    _, sums_dot = _vary_alike(sums, sums_dot)
+    y_dot = sums_dot
+    if activation is not None:
+        y_dot = _activation_jvp(sums, sums_dot, activation)
+    count = 1 + emit_sum
+    results = [a.astype(out_dtype) for a in (y, sums)[:count]]
+    return results, [a.astype(out_dtype) for a in (y_dot, sums_dot)[:count]]
+
+
+# A backward pass that is far from the forward one keeps the sums alone, and not what
+# their derivative is made of.
+@functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=2)
+def _activation_jvp(sums: Array, sums_dot: Array, activation: str) -> Array:
+    """The derivative at the emitted sums times a tangent, in the tangent's dtype."""
+    if sums.dtype == np.float16:
+        # Sums beyond the range of float16 were rounded to infinity. At the largest
+        # number the derivatives have their limits, at infinity some are NaN.
+        limit = jnp.finfo(sums.dtype).max
+        sums = jnp.clip(sums, -limit, limit)
+    primal = sums.astype(sums_dot.dtype)
+    return jax.jvp(ACTIVATIONS[activation], (primal,), (sums_dot,))[1]
 
 
 # What a transposition rule gives: one cotangent, for first, second or neither.
@@ -326,19 +449,55 @@ def _sddmm_transpose(
     )
 
 
+def _fused_transpose(
+    cts: Sequence[Any],
+    x: Any,
+    values: Any,
+    indices: Array,
+    *bias: Any,
+    spec: Spec,
+    activation: str | None,
+    **_: Any,
+) -> tuple[Array | None, ...]:
+    """Without an activation the results are the sums: linear in x or values, and bias.
+
+    Derivatives never come here; `jax.linear_transpose` does.
+    """
+    if activation is not None:
+        raise NotImplementedError(
+            f"spmm: the product with activation {activation!r} is not linear, so it "
+            "has no transpose; transpose the product without it, or use jax.vjp"
+        )
+    found = [ct for ct in cts if type(ct) is not ad.Zero]
+    if not found:
+        return (None,) * (3 + len(bias))
+    ct = functools.reduce(jnp.add, found)
+    product: _Cotangents = (None, None, None)
+    if ad.is_undefined_primal(x) or ad.is_undefined_primal(values):
+        product = _spmm_transpose(ct, x, values, indices, spec=spec)
+    lead = tuple(range(spec.batch_ndim, ct.ndim - 1))
+    shifts = [
+        _shard_like(b.aval, jnp.sum(ct.astype(b.aval.dtype), lead))
+        if ad.is_undefined_primal(b)
+        else None
+        for b in bias
+    ]
+    return (*product, *shifts)
+
+
 # Batching. The weight side of an operation is what carries `batch_ndim` axes in front.
 # As long as it is not mapped, a new axis only joins the lead axes: nothing is copied.
 
 
 def _batch_dense(
-    bind: Callable[..., Array],
+    bind: Callable[..., Any],
     operands: Sequence[Array],
     dims: Sequence[int | None],
     *,
     spec: Spec,
     weight: tuple[bool, ...],
     **params: Any,
-) -> tuple[Array, int]:
+) -> tuple[Any, int]:
     """Batching rule; `weight` marks operands and result of the weight side."""
     *weight_operands, weight_result = weight
     mapped = [d is not None for d in dims]
@@ -364,31 +523,64 @@ def _batch_dense(
     return bind(*moved, spec=spec, **params), 0
 
 
+def _batch_fused(
+    operands: Sequence[Array],
+    dims: Sequence[int | None],
+    *,
+    out_dtype: np.dtype,
+    activation: str | None,
+    emit_sum: bool,
+    **params: Any,
+) -> tuple[list[Array], list[int]]:
+    _, values_dim, indices_dim, *bias_dim = dims
+    if values_dim is None and indices_dim is None and bias_dim not in ([], [None]):
+        # Biases share the weight: adding them afterwards repeats none of it.
+
+        def unfused(
+            x: Array, values: Array, indices: Array, bias: Array
+        ) -> list[Array]:
+            sums = spmm(x, values, indices, out_dtype=accumulator(x.dtype), **params)
+            results = finish(sums, bias, activation, params["spec"].batch_ndim)
+            return [result.astype(out_dtype) for result in results[: 1 + emit_sum]]
+
+        return jax.vmap(unfused, tuple(dims))(*operands), [0] * (1 + emit_sum)
+    weight = (False, True, True, *(True for _ in bias_dim), False)
+    params = dict(params, out_dtype=out_dtype, activation=activation, emit_sum=emit_sum)
+    results, dim = _batch_dense(spmm_fused, operands, dims, weight=weight, **params)
+    return results, [dim] * len(results)
+
+
 def _register(
+    prim: Primitive, jvp: Callable, batch: Callable, lower: Callable[..., Any]
+) -> None:
+    prim.def_impl(functools.partial(xla.apply_primitive, prim))
+    ad.primitive_jvps[prim] = jvp
+    batching.primitive_batchers[prim] = batch
+    for platform in _lowering.PLATFORMS:
+        rule = _lower_plain(functools.partial(lower, platform), prim.multiple_results)
+        mlir.register_lowering(prim, rule, platform=platform)
+
+
+def _register_bilinear(
     prim: Primitive,
     bind: Callable,
     transpose: Callable,
     weight: tuple[bool, ...],
     lower: Callable[..., Any],
 ) -> None:
-    prim.def_impl(functools.partial(xla.apply_primitive, prim))
-    ad.primitive_jvps[prim] = functools.partial(_bilinear_jvp, bind)
+    jvp = functools.partial(_bilinear_jvp, bind)
+    batch = functools.partial(_batch_dense, bind, weight=weight)
+    _register(prim, jvp, batch, lower)
     ad.primitive_transposes[prim] = transpose
-    batching.primitive_batchers[prim] = functools.partial(
-        _batch_dense, bind, weight=weight
-    )
-    for platform in _lowering.PLATFORMS:
-        rule = _lower_plain(functools.partial(lower, platform))
-        mlir.register_lowering(prim, rule, platform=platform)
 
 
-def _lower_plain(fun: Callable) -> Callable:
+def _lower_plain(fun: Callable, multiple_results: bool) -> Callable:
     """Lowers a function of arrays, with the operands' shapes and dtypes alone.
 
     Shardings and manual axes were settled by the primitive's own type; the plain calls
     inside the lowering must not be checked against them again.
     """
-    lowered = mlir.lower_fun(fun, multiple_results=False)
+    lowered = mlir.lower_fun(fun, multiple_results=multiple_results)
 
     def rule(ctx: mlir.LoweringRuleContext, *operands: Any, **params: Any) -> Any:
         avals = cast(Sequence[ShapedArray], ctx.avals_in)
@@ -398,8 +590,14 @@ def _lower_plain(fun: Callable) -> Callable:
     return rule
 
 
-_register(spmm_p, spmm, _spmm_transpose, (False, True, True, False), _lowering.spmm)
-_register(
+_register_bilinear(
+    spmm_p, spmm, _spmm_transpose, (False, True, True, False), _lowering.spmm
+)
+_register_bilinear(
     spmm_t_p, spmm_t, _spmm_t_transpose, (False, True, True, False), _lowering.spmm_t
 )
-_register(sddmm_p, sddmm, _sddmm_transpose, (False, False, True, True), _lowering.sddmm)
+_register_bilinear(
+    sddmm_p, sddmm, _sddmm_transpose, (False, False, True, True), _lowering.sddmm
+)
+_register(spmm_fused_p, _fused_jvp, _batch_fused, _lowering.spmm_fused)
+ad.primitive_transposes[spmm_fused_p] = _fused_transpose

@@ -11,6 +11,8 @@ no kernels of their own. Matrices here are [rows, ...]; `_lowering` flattens and
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,6 +21,14 @@ import numpy as np
 from jax import Array
 
 from jax_nm._pattern import Pattern
+
+# The activations that a fused spmm has by name.
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "relu": jax.nn.relu,
+    "gelu": jax.nn.gelu,
+    "gelu_exact": functools.partial(jax.nn.gelu, approximate=False),
+    "silu": jax.nn.silu,
+}
 
 
 def spmm(
@@ -72,6 +82,19 @@ def sddmm(
 
     groups = (pattern.source(indices, depth), _split(dy, pattern))
     return _join(jax.lax.map(one_group, groups), dy.shape[1])
+
+
+def finish(
+    sums: Array, bias: Array | None, activation: str | None, batch_ndim: int
+) -> tuple[Array, Array]:
+    """What a fused spmm does to its sums: ``activation(sums + bias), sums + bias``.
+
+    [*batch, *lead, cols], [*batch, cols] -> twice [*batch, *lead, cols], unrounded.
+    """
+    if bias is not None:
+        lead = range(batch_ndim, sums.ndim - 1)
+        sums = sums + jnp.expand_dims(bias, tuple(lead))
+    return (ACTIVATIONS[activation](sums) if activation else sums), sums
 
 
 def accumulator(dtype: Any) -> np.dtype:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,14 +22,7 @@ from jax_nm._checks import (
     is_supported,
 )
 from jax_nm._primitives import Spec
-from jax_nm._reference import accumulator
-
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "relu": jax.nn.relu,
-    "gelu": jax.nn.gelu,
-    "gelu_exact": functools.partial(jax.nn.gelu, approximate=False),
-    "silu": jax.nn.silu,
-}
+from jax_nm._reference import ACTIVATIONS, accumulator
 
 
 def spmm(
@@ -49,7 +42,9 @@ def spmm(
     Works under `jit`, `grad`, `vmap`, `scan`, `jax.checkpoint` and `shard_map`, with
     gradients for `x`, ``w.values`` and `bias`. Sums are kept in float32 (float64 for
     float64), the bias and the activation act on that sum, and the result is rounded
-    once.
+    once. On a GPU the kernel itself adds the bias and applies a named activation. The
+    gradient of a named activation reads the sum in the dtype of the result, or
+    unrounded under HIGHEST, on every platform.
 
     Args:
       x: ``[..., depth]``, floating. A batched `w` broadcasts against ``x.shape[:-2]``
@@ -327,6 +322,41 @@ def _broadcast(function: str, x: Any, w: NMArray) -> tuple[int, ...]:
         ) from None
 
 
+class Axes(NamedTuple):
+    """The leading axes of a product, sorted into those of the weight and of rows."""
+
+    ndim: int
+    batch: list[int]
+    rows: list[int]
+    sizes: tuple[Any, ...]  # of the batch axes
+
+
+def sort_axes(x: Any, values: Any) -> Axes:
+    """An axis along which w has one weight only is an axis of rows, wherever it stands.
+
+    So no weight is ever repeated.
+    """
+    ndim = max(x.ndim, values.ndim) - 2
+    shape = (1,) * (ndim + 2 - values.ndim) + tuple(values.shape[:-2])
+    batch = [i for i in range(ndim) if shape[i] != 1]
+    rows = [i for i in range(ndim) if shape[i] == 1]
+    return Axes(ndim, batch, rows, tuple(shape[i] for i in batch))
+
+
+def is_fused(x: Any, values: Any, bias: Any, activation: Any) -> bool:
+    """Whether the fused primitive takes this bias and this activation."""
+    if bias is None and activation is None:
+        return False
+    if activation is not None and not isinstance(activation, str):
+        return False
+    if bias is None:
+        return True
+    # Of a bias that differs between the rows of one weight, it knows nothing.
+    axes = sort_axes(x, values)
+    shape = (1,) * (axes.ndim + 1 - bias.ndim) + tuple(bias.shape)
+    return all(shape[i] == 1 for i in axes.rows)
+
+
 @functools.partial(jax.jit, static_argnames=["activation", "options"])
 def _spmm(
     x: jax.Array,
@@ -338,13 +368,17 @@ def _spmm(
     options: Options,
 ) -> jax.Array:
     result_dtype = options.result_dtype
+    wide = accumulator(options.compute_dtype)
     x = x.astype(options.compute_dtype)
     values = values.astype(options.compute_dtype)
-    unfused = bias is not None or activation is not None
-    out_dtype = accumulator(options.compute_dtype) if unfused else result_dtype
-    y = _matmul(x, values, indices, options, out_dtype)
     if bias is not None:
-        bias = bias.astype(out_dtype)
+        bias = bias.astype(wide)
+    if is_fused(x, values, bias, activation):
+        return _bind(x, values, indices, bias, activation, options, result_dtype)
+    plain = bias is None and activation is None
+    out_dtype = result_dtype if plain else wide
+    y = _bind(x, values, indices, None, None, options, out_dtype)
+    if bias is not None:
         bias = bias if values.ndim == 2 else bias[..., None, :]
         y = y + jnp.expand_dims(bias, range(y.ndim - bias.ndim))
     if activation is not None:
@@ -367,45 +401,39 @@ def _activate(y: jax.Array, activation: Any) -> jax.Array:
     )
 
 
-def _matmul(
+def _bind(
     x: jax.Array,
     values: jax.Array,
     indices: jax.Array,
+    bias: jax.Array | None,
+    activation: str | None,
     options: Options,
     out_dtype: np.dtype,
 ) -> jax.Array:
-    """Binds the primitive, with the leading axes sorted into batch and rows.
+    """Binds a primitive, with the leading axes sorted into batch and rows.
 
-    An axis along which w has one weight only is an axis of rows, wherever it stands, so
-    no weight is ever repeated; x is repeated along the axes that it lacks.
+    x is repeated along the axes that it lacks, and so is the bias.
     """
-    batch_shape = values.shape[:-2]
-    if not batch_shape:
-        return _primitives.spmm(
-            x,
-            values,
-            indices,
-            spec=options.spec,
-            out_dtype=out_dtype,
-            result_layout=options.result_layout,
+    ndim, batch, rows, sizes = sort_axes(x, values)
+    if values.ndim > 2:
+        x = x.reshape((1,) * (ndim + 2 - x.ndim) + x.shape)
+        x = jnp.moveaxis(x, batch, range(len(batch)))
+        x = jnp.broadcast_to(x, (*sizes, *x.shape[len(batch) :]))
+        values = values.reshape(*sizes, *values.shape[-2:])
+        indices = indices.reshape(*sizes, *indices.shape[-2:])
+        if bias is not None:
+            bias = bias.reshape((1,) * (ndim + 1 - bias.ndim) + bias.shape)
+            bias = jnp.squeeze(bias, rows)
+            bias = jnp.broadcast_to(bias, (*sizes, *bias.shape[-1:]))
+    static: dict[str, Any] = {
+        "spec": dataclasses.replace(options.spec, batch_ndim=len(batch)),
+        "out_dtype": out_dtype,
+        "result_layout": options.result_layout,
+    }
+    if bias is None and activation is None:
+        y = _primitives.spmm(x, values, indices, **static)
+    else:
+        (y,) = _primitives.spmm_fused(
+            x, values, indices, bias, activation=activation, **static
         )
-    ndim = max(x.ndim - 2, len(batch_shape))
-    x = x.reshape((1,) * (ndim + 2 - x.ndim) + x.shape)
-    batch_shape = (1,) * (ndim - len(batch_shape)) + batch_shape
-    batch = [i for i in range(ndim) if batch_shape[i] != 1]
-    lead = [i for i in range(ndim) if batch_shape[i] == 1]
-
-    sizes = tuple(batch_shape[i] for i in batch)
-    values = values.reshape(*sizes, *values.shape[-2:])
-    indices = indices.reshape(*sizes, *indices.shape[-2:])
-    x = jnp.moveaxis(x, batch, range(len(batch)))
-    x = jnp.broadcast_to(x, (*sizes, *x.shape[len(batch) :]))
-    y = _primitives.spmm(
-        x,
-        values,
-        indices,
-        spec=dataclasses.replace(options.spec, batch_ndim=len(batch)),
-        out_dtype=out_dtype,
-        result_layout=options.result_layout,
-    )
-    return jnp.moveaxis(y, range(ndim), [*batch, *lead])
+    return jnp.moveaxis(y, range(ndim), [*batch, *rows])

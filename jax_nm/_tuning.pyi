@@ -18,11 +18,14 @@ def choose(
     allow_tf32: bool,
     kernel: int,
     arch: int,
+    activation: str = "",
+    has_bias: bool = False,
     wgmma: bool = True,
 ) -> dict[str, Any]:
     """What runs for this problem: {"kernel", "config", "why", "rejected"}.
 
-    `wgmma` says whether a device of compute capability 9.0 finds code for sm_90a.
+    `activation` is '' or the name of one that is fused; `wgmma` says whether a device
+    of compute capability 9.0 finds code for sm_90a.
     """
 
 def workspace_bytes(
@@ -41,6 +44,8 @@ def workspace_bytes(
     allow_tf32: bool,
     kernel: int,
     arch: int,
+    activation: str = "",
+    has_bias: bool = False,
 ) -> int:
     """Bytes of scratch memory that the call is given."""
 

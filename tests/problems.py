@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jax_nm import NMArray, Pattern
+from jax_nm import NMArray, Pattern, _lowering, _tuning
 from jax_nm._primitives import Spec
 
 OPS = ("spmm", "spmm_t", "sddmm")
@@ -118,8 +118,9 @@ _RAGGED = [
 ]
 
 # What the tensor cores of Hopper take: rows and cols that are multiples of 8, a vector
-# length that is one of 64 or spans all columns. Tiles are 64 to 256 by 128 or 256, they
-# step over 32 or 64 slots in a ring of at most 8 stages, and 132 blocks walk over them.
+# length that is one of 64 or spans all columns. Tiles are 128 or 256 by 128, they step
+# over 32 or 64 slots in a ring of 4 or 6 stages, and 132 blocks walk over them; where
+# that leaves blocks idle, they share the slots of a tile.
 _HOPPER = [
     _problem("hopper_64", 72, 200, 392, "12:32:64"),
     _problem("hopper_128", 136, 520, 392, "8:32:128"),
@@ -131,7 +132,9 @@ _HOPPER = [
     _problem("hopper_many_steps", 136, 1400, 264, "16:32:128"),
     _problem("hopper_many_tiles", 264, 40, 136, "8:32:256", batch=(45,)),
     _problem("hopper_bands", 1032, 40, 1160, "8:32:128"),
+    _problem("hopper_shared_tiles", 136, 16000, 264, "16:32:128"),
 ]
+_HOPPER_ROUNDS = _problem("hopper_shared_last", 136, 4096, 17000, "8:32:128")
 
 
 def _named(names: str, dtype: str) -> list[Problem]:
@@ -150,6 +153,7 @@ PROBLEMS: list[Problem] = [
     *_named(_HALF, "float16"),
     *(dataclasses.replace(p, dtype="bfloat16") for p in _HOPPER),
     *(dataclasses.replace(p, dtype="float16") for p in _HOPPER),
+    dataclasses.replace(_HOPPER_ROUNDS, dtype="bfloat16"),
     *_named(
         "one_row rows_3 rows_65 tail_below_n odd_pattern vector_128 batched", "float64"
     ),
@@ -226,6 +230,31 @@ def is_padding(problem: Problem) -> np.ndarray:
     n, m = problem.pattern.n, problem.pattern.m
     slot = np.arange(problem.kept)
     return slot // n * m + slot % n >= problem.depth
+
+
+def cuda_kernels(op: str, problem: Problem, *epilogue) -> list[int]:
+    """The ids of the kernels that can compute this problem as it is lowered here.
+
+    `epilogue` is the name of a fused activation and whether there is a bias.
+    """
+    capability = str(jax.devices("cuda")[0].compute_capability).replace(".", "")
+    dtype, rows = jax.numpy.dtype(problem.dtype), problem.rows
+    x_fm, y_fm = _lowering.layouts("cuda", rows, None)
+    rows += _lowering.row_padding("cuda", rows, dtype, x_fm or y_fm)
+    sizes = (math.prod(problem.batch), rows, problem.cols)
+
+    def can_run(kernel: int) -> bool:
+        spec = problem.spec(kernel=kernel, arch=int(capability))
+        arguments = _lowering.problem_arguments(
+            op, dtype, dtype, *sizes, spec, x_fm, y_fm, *epilogue
+        )
+        try:
+            _tuning.choose(*arguments)
+        except ValueError:
+            return False
+        return True
+
+    return [kernel for kernel in _tuning.kernels().values() if can_run(kernel)]
 
 
 def _finish(problem, rng, draw) -> Operands:

@@ -95,6 +95,34 @@ def test_symbolic_leading_axes_broadcast_against_a_batched_weight():
     np.testing.assert_array_equal(y, np.stack([exact, -exact]), strict=True)
 
 
+def test_a_fused_product_with_symbolic_rows(with_cuda):
+    bias = PROBLEM.rng("bias").integers(-9, 10, PROBLEM.cols).astype(np.float32)
+
+    def y_and_gradient(x):
+        return jax.value_and_grad(
+            lambda x: jnp.sum(jax_nm.spmm(x, W, bias, "relu") ** 2)
+        )(x)
+
+    (rows,) = jax.export.symbolic_shape("rows")
+    exported = jax.export.export(
+        jax.jit(y_and_gradient),
+        platforms=PLATFORMS,
+        disabled_checks=jax_nm.export_disabled_checks(),
+    )(jax.ShapeDtypeStruct((rows, PROBLEM.depth), jnp.float32))
+    # One kernel on CUDA; on the CPU XLA does what follows the product.
+    text = exported.mlir_module()
+    for target, count in (("spmm_fused", 1), ("spmm", 1), ("spmm_t", 2)):
+        assert len(re.findall(rf"@jax_nm\.{target}\.v1\b", text)) == count
+    sums = oracle.compute("spmm", PROBLEM, *OPERANDS.of("spmm")) + bias
+    y = np.maximum(sums, 0)
+    dx = oracle.compute("spmm_t", PROBLEM, 2 * y, OPERANDS.values, OPERANDS.indices)
+    loaded = jax.export.deserialize(exported.serialize())
+    with jax.default_device(jax.devices("cpu")[0]):
+        loss, gradient = jax.jit(loaded.call)(OPERANDS.x)
+    assert loss == np.sum(y**2)
+    np.testing.assert_array_equal(gradient, dx.astype(np.float32), strict=True)
+
+
 def test_export_without_the_disabled_checks_is_refused(with_cuda):
     with pytest.raises(ValueError, match=r"jax_nm\.spmm"):
         export()

@@ -11,7 +11,6 @@ terms of one sum.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 
@@ -25,12 +24,13 @@ from problems import (
     OPS,
     PROBLEMS,
     Problem,
+    cuda_kernels,
     gaussians,
     integers,
     is_padding,
 )
 
-from jax_nm import _cpu, _lowering, _primitives, _tuning
+from jax_nm import _cpu, _lowering, _primitives
 
 pytestmark = pytest.mark.usefixtures("strict")
 
@@ -355,26 +355,3 @@ def check_specs(op, problem: Problem, specs):
 
     for spec, out in zip(specs, call(*map(jnp.asarray, operands)), strict=True):
         np.testing.assert_array_equal(out, exact, strict=True, err_msg=str(spec))
-
-
-def cuda_kernels(op, problem: Problem) -> list[int]:
-    """The ids of the kernels that can compute this problem as it is lowered here."""
-    capability = str(jax.devices("cuda")[0].compute_capability).replace(".", "")
-    dtype, rows = jnp.dtype(problem.dtype), problem.rows
-    x_fm, y_fm = _lowering.layouts("cuda", rows, None)
-    rows += _lowering.row_padding("cuda", rows, dtype, x_fm or y_fm)
-    batch = math.prod(problem.batch)
-
-    def can_run(kernel: int) -> bool:
-        spec = dataclasses.replace(problem.spec(), kernel=kernel, arch=int(capability))
-        try:
-            _tuning.choose(
-                *_lowering.problem_arguments(
-                    op, dtype, dtype, batch, rows, problem.cols, spec, x_fm, y_fm
-                )
-            )
-        except ValueError:
-            return False
-        return True
-
-    return [kernel for kernel in _tuning.kernels().values() if can_run(kernel)]

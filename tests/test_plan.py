@@ -28,7 +28,10 @@ def x_like(*shape, dtype="float32"):
 
 
 def lowered_problems(monkeypatch, x, w, **options) -> dict:
-    """What the lowering for CUDA says of the product and its gradient, by operation."""
+    """What the lowering for CUDA says of the product and its gradient, by operation.
+
+    The product is lowered alone: differentiated, a fused one has another result.
+    """
     monkeypatch.setattr(_lowering, "cuda_module", lambda: types.ModuleType("_cuda"))
     seen = {}
 
@@ -38,23 +41,30 @@ def lowered_problems(monkeypatch, x, w, **options) -> dict:
 
     monkeypatch.setattr(_tuning, "workspace_bytes", workspace_bytes)
 
-    def products(x, values, indices):
-        def product(x, values):
-            traced = jax_nm.NMArray(values, indices, w.pattern, w.depth, w.cols)
-            return jax_nm.spmm(x, traced, **options)
+    def product(x, values, indices):
+        traced = jax_nm.NMArray(values, indices, w.pattern, w.depth, w.cols)
+        return jax_nm.spmm(x, traced, **options)
 
-        y, vjp = jax.vjp(product, x, values)
+    def gradients(x, values, indices):
+        y, vjp = jax.vjp(lambda x, values: product(x, values, indices), x, values)
         return vjp(y)
 
-    traced = jax.jit(products).trace(x, w.values, w.indices)
-    traced.lower(lowering_platforms=("cuda",))
+    for function in (gradients, product):
+        traced = jax.jit(function).trace(x, w.values, w.indices)
+        traced.lower(lowering_platforms=("cuda",))
     return seen
 
+
+ARCH = -3  # in the arguments of the tuning functions
 
 CALLS = {
     "plain": {},
     "wide_result": {"preferred_element_type": jnp.float32},
     "activation": {"activation": "gelu"},
+    "bias": {"bias": jnp.ones(COLS)},
+    "bias_and_activation": {"bias": jnp.ones(COLS), "activation": "silu"},
+    "wide_fused": {"activation": "relu", "preferred_element_type": jnp.float32},
+    "unfused": {"bias": jnp.ones(COLS), "activation": jnp.tanh},
     "result_layout": {"result_layout": "row"},
 }
 
@@ -85,9 +95,9 @@ def test_explain_plans_the_call_that_is_lowered(
 
         monkeypatch.setattr(_tuning, "choose", choose)
         jax_nm.explain(x, w, op=op, arch=90, **options)
-        # The architecture, last, is left to the device by the lowering.
-        assert [arguments[:-1] for arguments in planned] == [expected[op][:-1]]
-        assert planned[0][-1] == 90
+        # The architecture, in front of the epilogue, is left to the device.
+        assert planned == [(*expected[op][:ARCH], 90, *expected[op][ARCH + 1 :])]
+        assert expected[op][ARCH] == 0
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -170,3 +180,35 @@ def test_symbolic_rows():
         plan = jax_nm.explain(x_like(rows), weight(), arch=arch)
         assert plan.kernel == "chosen at run time"
         assert "rows is symbolic" in plan.why
+
+
+def test_a_fused_product_is_named():
+    x, w = x_like(256, dtype="bfloat16"), weight("bfloat16")
+    bias = SHAPE((COLS,), jnp.float32)
+
+    def problem(**options):
+        return jax_nm.explain(x, w, **options).problem
+
+    layouts = ", feature-major x, feature-major y"
+    fused = {"bias": bias, "activation": "gelu", "arch": 90}
+    assert problem(**fused).endswith(f"bfloat16 -> bfloat16{layouts}, bias, gelu")
+    assert problem(bias=bias, arch=80).endswith(f"bfloat16 -> bfloat16{layouts}, bias")
+    named = problem(activation=jax.nn.silu, arch=80)
+    assert named.endswith(f"bfloat16 -> bfloat16{layouts}, silu")
+    # The rest is done by XLA, on the sum in float32.
+    for options in (
+        {"activation": jnp.tanh, "arch": 90},
+        {"activation": "gelu", "op": "spmm_t", "arch": 90},
+        {"bias": bias, "activation": "gelu", "arch": "cpu"},
+    ):
+        plan = problem(**options)
+        assert "bias" not in plan and "gelu" not in plan
+        assert ("-> float32" in plan) == (options.get("op") is None)
+
+
+def test_a_bias_of_each_row_is_not_fused():
+    w = weight("bfloat16", 1)
+    x = x_like(2, 256, dtype="bfloat16")
+    for shape, fused in (((COLS,), True), ((1, COLS), True), ((2, COLS), False)):
+        plan = jax_nm.explain(x, w, bias=SHAPE(shape, jnp.float32), arch=90)
+        assert (", bias" in plan.problem) == fused

@@ -5,6 +5,7 @@ Integers again, so that sharded sums are equal bit for bit.
 
 from __future__ import annotations
 
+import functools
 import re
 
 import jax
@@ -110,6 +111,84 @@ def test_shard_map_with_rows_and_cols_sharded(check_vma):
     check(PROBLEM, lambda x, v, i: product(x, weight(PROBLEM, v, i)))
 
 
+def check_fused(problem: Problem, product, bias):
+    """`product(x, values, indices, bias)` under relu, and its gradients."""
+    operands = integers(problem)
+    x, values, indices = map(np.asarray, operands.of("spmm"))
+    lead = range(len(problem.batch), operands.dy.ndim - 1)
+    sums = oracle.compute("spmm", problem, *operands.of("spmm"))
+    sums += np.expand_dims(bias, tuple(lead))
+    y, vjp = jax.vjp(lambda x, v, b: product(x, v, indices, b), x, values, bias)
+    expected = np.maximum(sums, 0).astype(np.float32)
+    np.testing.assert_array_equal(y, expected, strict=True)
+    dx, dvalues, dbias = vjp(jnp.asarray(operands.dy))
+    dy = np.where(sums > 0, operands.dy, 0)
+    exact = {
+        "spmm_t": oracle.compute("spmm_t", problem, dy, values, indices),
+        "sddmm": oracle.compute("sddmm", problem, x, dy, indices),
+        "bias": dy.sum(tuple(lead)),
+    }
+    for name, out in zip(exact, (dx, dvalues, dbias), strict=True):
+        expected = exact[name].astype(np.float32)
+        np.testing.assert_array_equal(out, expected, strict=True, err_msg=name)
+
+
+FUSED = {
+    "rows": (PROBLEM, SHARDINGS["rows"], P()),
+    "cols": (PROBLEM, SHARDINGS["cols"], P("d")),
+    "experts": (EXPERTS, (P("d"),) * 4, P("d")),
+}
+
+
+@pytest.mark.parametrize("check_vma", MODES.values(), ids=MODES)
+@pytest.mark.parametrize(("problem", "specs", "bias_spec"), FUSED.values(), ids=FUSED)
+def test_shard_map_of_a_fused_product(problem, specs, bias_spec, check_vma):
+    x_spec, values_spec, indices_spec, y_spec, *_ = specs
+    product = jax.shard_map(
+        lambda x, w, bias: jax_nm.spmm(x, w, bias, "relu"),
+        mesh=mesh(AxisType.Auto),
+        in_specs=(x_spec, weight(problem, values_spec, indices_spec), bias_spec),
+        out_specs=y_spec,
+        check_vma=check_vma,
+    )
+    shape = (*problem.batch, problem.cols)
+    bias = problem.rng("bias").integers(-9, 10, shape).astype(np.float32)
+    check_fused(problem, lambda x, v, i, b: product(x, weight(problem, v, i), b), bias)
+
+
+def test_the_bias_alone_may_vary_over_the_devices():
+    """Each device adds its own bias to the same product."""
+    operands = integers(PROBLEM)
+    x, values, indices = map(jnp.asarray, operands.of("spmm"))
+    biases = jnp.arange(float(DEVICES * PROBLEM.cols)).reshape(DEVICES, PROBLEM.cols)
+    biases = biases - biases.mean()
+
+    def each(x, values, bias):
+        w = weight(PROBLEM, values, indices)
+        return jax_nm.spmm(x, w, bias[0], "relu")[None]
+
+    product = jax.shard_map(
+        each,
+        mesh=mesh(AxisType.Auto),
+        in_specs=(P(), P(), P("d")),
+        out_specs=P("d"),
+    )
+
+    def expected(x, values, biases):
+        sums = jax_nm.spmm(x, weight(PROBLEM, values, indices))
+        return jax.nn.relu(sums[None] + biases[:, None])
+
+    dot = jnp.ones((DEVICES, *operands.dy.shape))
+    results = []
+    for function in (product, expected):
+        y, vjp = jax.vjp(function, x, values, biases)
+        with_bias = functools.partial(function, x, values)
+        _, tangent = jax.jvp(with_bias, (biases,), (-biases,))
+        results.append((y, tangent, *vjp(dot)))
+    for out, exact in zip(*results, strict=True):
+        np.testing.assert_array_equal(out, exact, strict=True)
+
+
 def test_gradient_inside_shard_map():
     """The gradient of a replicated weight is summed over the devices' rows."""
     operands = integers(PROBLEM)
@@ -208,3 +287,44 @@ def test_explicit_sharding(case):
     for op, out in (("spmm", y), ("spmm_t", dx), ("sddmm", dvalues)):
         exact = oracle.compute(op, PROBLEM, *operands.of(op))
         np.testing.assert_array_equal(out, exact.astype(np.float32), strict=True)
+
+
+FUSED_EXPLICIT = {  # the sharding of x, values and y, and that of the bias
+    "rows": ("rows", P(None)),
+    "cols": ("cols", P("d")),
+    "cols_of_a_replicated_bias": ("cols", P(None)),
+    "depth": ("depth", P(None)),
+}
+
+
+@pytest.mark.parametrize(
+    ("case", "bias_spec"), FUSED_EXPLICIT.values(), ids=FUSED_EXPLICIT
+)
+def test_explicit_sharding_of_a_fused_product(case, bias_spec):
+    x_spec, values_spec, y_spec = EXPLICIT[case]
+    operands = integers(PROBLEM)
+    bias = PROBLEM.rng("bias").integers(-9, 10, PROBLEM.cols).astype(np.float32)
+    sums = oracle.compute("spmm", PROBLEM, *operands.of("spmm")) + bias
+    dy = np.where(sums > 0, operands.dy, 0)
+    with jax.set_mesh(mesh(AxisType.Explicit)):
+        x = jax.device_put(operands.x, x_spec)
+        values = jax.device_put(operands.values, values_spec)
+        indices = jax.device_put(operands.indices, P(None, None))
+        bias = jax.device_put(bias, bias_spec)
+
+        def product(x, values, bias):
+            return jax_nm.spmm(x, weight(PROBLEM, values, indices), bias, "relu")
+
+        y, vjp = jax.vjp(jax.jit(product), x, values, bias)
+        assert jax.typeof(y).sharding.spec == y_spec
+        gradients = vjp(jax.device_put(operands.dy, y_spec))
+        for out, like in zip(gradients, (x, values, bias), strict=True):
+            assert jax.typeof(out).sharding.spec == jax.typeof(like).sharding.spec
+    np.testing.assert_array_equal(y, np.maximum(sums, 0).astype(np.float32))
+    exact = (
+        oracle.compute("spmm_t", PROBLEM, dy, operands.values, operands.indices),
+        oracle.compute("sddmm", PROBLEM, operands.x, dy, operands.indices),
+        dy.sum(0),
+    )
+    for out, expected in zip(gradients, exact, strict=True):
+        np.testing.assert_array_equal(out, expected.astype(np.float32), strict=True)

@@ -54,6 +54,15 @@ def dense_product(x, values, indices):
     return jnp.matmul(x, densify(values, indices))
 
 
+def fused_product(x, values, indices):
+    """With a bias that depends on x, so that its own derivatives are seen too."""
+    return jax_nm.spmm(x, weight(values, indices), x[0, :COLS], "relu")
+
+
+def dense_fused_product(x, values, indices):
+    return jax.nn.relu(dense_product(x, values, indices) + x[:1, :COLS])
+
+
 def densify(values, indices):
     """Linear in values, which ``todense`` is only up to its scatter's semantics."""
     slot = np.arange(values.shape[-2])
@@ -136,12 +145,25 @@ def finite(values):
     return np.where(np.isnan(values), 0, values).astype(values.dtype)
 
 
-@pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
-def test_transform(transform):
+PRODUCTS = {
+    "plain": (sparse_product, dense_product),
+    "fused": (fused_product, dense_fused_product),
+}
+CASES = [
+    pytest.param(transform, products, id=f"{name}-{kind}")
+    for (name, transform), (kind, products) in itertools.product(
+        TRANSFORMS.items(), PRODUCTS.items()
+    )
+    if not (kind == "fused" and name.startswith("linear_transpose"))
+]
+
+
+@pytest.mark.parametrize(("transform", "products"), CASES)
+def test_transform(transform, products):
     a = operands()
     x_dot, values_dot = np.roll(a.x, 1), finite(a.values)[::-1]
     results = []
-    for product in (sparse_product, dense_product):
+    for product in products:
         f = functools.partial(lambda g, x, v: g(x, v, a.indices), product)
         primals = (jnp.asarray(a.x), jnp.asarray(a.values))
         tangents = (jnp.asarray(x_dot), jnp.asarray(values_dot))
@@ -265,8 +287,9 @@ def layers(product, body_transform=lambda body: body):
     return run
 
 
+@pytest.mark.parametrize("fused", [False, True], ids=["product", "fused"])
 @pytest.mark.parametrize("remat", ["plain", "remat", "remat_policy"])
-def test_scan_over_stacked_weights(remat):
+def test_scan_over_stacked_weights(remat, fused):
     a = operands(depth=SQUARE, cols=SQUARE, batch=(STACK,))
     body_transform = {
         "plain": lambda body: body,
@@ -278,7 +301,11 @@ def test_scan_over_stacked_weights(remat):
 
     def product(dense, x, values, indices):
         w = NMArray(values, indices, PATTERN, SQUARE, SQUARE)
-        return jnp.matmul(x, w.todense()) if dense else jax_nm.spmm(x, w)
+        bias = values[0] - 1
+        if dense:
+            y = jnp.matmul(x, w.todense())
+            return jax.nn.relu(y + bias[None]) if fused else y
+        return jax_nm.spmm(x, w, bias, "relu") if fused else jax_nm.spmm(x, w)
 
     results = []
     for dense in (False, True):
@@ -328,3 +355,21 @@ def test_spmm_saveable_saves_products():
         assert count(jaxpr, "nm_spmm_t") == 1
         assert count(jaxpr, "nm_sddmm") == 1
         assert count(jaxpr, "cos") > count(jax.make_jaxpr(loss)(a.x, a.values), "cos")
+
+
+def test_spmm_saveable_saves_fused_products():
+    a = operands()
+    bias = jnp.ones(COLS)
+
+    def loss(x, bias):
+        w = weight(a.values, a.indices)
+        return jnp.sum(jnp.sin(jax_nm.spmm(jnp.cos(x), w, bias, "gelu")))
+
+    def backward(**options):
+        gradient = jax.grad(jax.checkpoint(loss, **options), (0, 1))
+        return jax.make_jaxpr(gradient)(a.x, bias)
+
+    assert count(backward(), "nm_spmm_fused") == 2
+    jaxpr = backward(policy=jax_nm.spmm_saveable)
+    assert count(jaxpr, "nm_spmm_fused") == 1
+    assert count(jaxpr, "nm_spmm_t") == 1

@@ -66,6 +66,7 @@ def problem(
     y_feature_major=True,
     kernel=0,
     arch=90,
+    **epilogue,
 ):
     return dict(
         op=op,
@@ -83,6 +84,7 @@ def problem(
         allow_tf32=False,
         kernel=kernel,
         arch=arch,
+        **epilogue,
     )
 
 
@@ -275,11 +277,59 @@ def test_two_blocks_of_eight_warps_share_a_multiprocessor(pattern, rows):
     assert min(per_sm, launched) * config["threads"] >= 450
 
 
+# Fused products.
+
+ACTIVATIONS = ("", "relu", "gelu", "gelu_exact", "silu")
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("has_bias", (False, True))
+def test_fusing_changes_neither_the_choice_nor_the_workspace(activation, has_bias):
+    epilogue = dict(activation=activation, has_bias=has_bias)
+    for rows, pattern, arch in itertools.product((8, 256, 4096), PATTERNS, (80, 90)):
+        spec = problem(rows=rows, pattern=pattern, arch=arch)
+        plain, fused = _tuning.choose(**spec), _tuning.choose(**spec, **epilogue)
+        for part in ("kernel", "config", "workspace_bytes"):
+            assert fused[part] == plain[part]
+        size = _tuning.workspace_bytes(**spec)
+        assert _tuning.workspace_bytes(**spec, **epilogue) == size
+
+
+def test_every_kernel_of_spmm_takes_a_fused_product():
+    for name, kernel in _tuning.kernels().items():
+        if name.startswith(("spmm_t_", "sddmm_")):
+            continue
+        make = half if name in HOPPER else problem
+        spec = make(kernel=kernel, activation="gelu", has_bias=True)
+        assert _tuning.choose(**spec)["kernel"] == name
+
+
+@pytest.mark.parametrize("op", ("spmm_t", "sddmm"))
+@pytest.mark.parametrize("epilogue", ({"activation": "relu"}, {"has_bias": True}))
+def test_only_spmm_is_fused(op, epilogue):
+    message = f"only spmm has a bias or an activation, got op '{op}'"
+    for function in (_tuning.choose, _tuning.workspace_bytes):
+        with pytest.raises(ValueError, match=message):
+            function(**problem(op, **epilogue))
+
+
+def test_unknown_activations_are_refused():
+    with pytest.raises(
+        ValueError, match=r"activation must be '', 'relu', .* got 'tanh'"
+    ):
+        _tuning.choose(**problem(activation="tanh"))
+
+
 # The kernels for Hopper's tensor cores.
 
 
 def half(**options):
     return problem(**{"dtype": "bfloat16", "pattern": (8, 32, 256)} | options)
+
+
+def sum_bytes(config):
+    """What all blocks leave in the workspace when they share tiles: flags and sums."""
+    return 4096 + config["blocks"] * config["block_rows"] * config["block_cols"] * 4
 
 
 @pytest.mark.parametrize("arch", SHARED_BYTES)
@@ -310,7 +360,14 @@ def test_half_precision_runs_on_the_tensor_cores_of_hopper(arch):
         if arch != 90:
             continue
         tiles = blocks(choice, "spmm", batch, rows, depth, cols, (8, 32, length))
-        assert config["blocks"] == min(tiles, NUM_SMS[90]), spec
+        if config["shared_tiles"]:
+            # The whole rounds before them leave at least one round, and no block idle.
+            assert config["blocks"] == NUM_SMS[90], spec
+            assert (tiles - config["shared_tiles"]) % NUM_SMS[90] == 0, spec
+            assert 0 < config["shared_tiles"] < 2 * NUM_SMS[90], spec
+            assert choice["workspace_bytes"] >= sum_bytes(config), spec
+        else:
+            assert config["blocks"] == min(tiles, NUM_SMS[90]), spec
         assert 1 <= config["raster_cols"] <= -(-cols // config["block_cols"]), spec
         # The columns that a tile gathers for lie in one group.
         width = config["block_cols"] // config["groups_in_tile"]
@@ -376,17 +433,24 @@ def test_the_hopper_tile_agrees_with_what_was_measured(rows, cols, depth, n, len
 
 
 def test_few_rows_choose_small_hopper_tiles():
-    for rows, block_rows in ((72, 64), (128, 64), (256, 64), (512, 128), (1024, 256)):
-        for length in (128, 256):
+    for rows, block_rows in ((72, 128), (256, 128), (512, 128), (1024, 256)):
+        for length in (64, 128, 256):
             choice = _tuning.choose(**half(rows=rows, pattern=(8, 32, length)))
             assert choice["config"]["block_rows"] == block_rows, choice
-    short = _tuning.choose(**half(rows=72, pattern=(8, 32, 64)))
-    assert short["kernel"] == "spmm_hopper_128x64x2"
 
 
-def test_long_reductions_with_few_tiles_are_left_to_kernels_that_split_them():
-    choice = _tuning.choose(
-        **half(rows=72, cols=128, depth=65536, pattern=(16, 32, 64))
-    )
-    assert choice["kernel"] not in HOPPER
-    assert choice["config"]["split"] > 1
+def test_idle_blocks_share_the_slots_of_a_tile_where_that_pays():
+    def shared(**options):
+        return _tuning.choose(**half(**options))["config"]["shared_tiles"]
+
+    # 64 tiles of 128 x 128 on 132 SMs: for long reductions only.
+    few = dict(rows=256, cols=4096)
+    assert shared(**few, depth=32768) == 64
+    assert shared(**few, depth=1024) == 0
+    # 280 tiles of 256 x 128: two rounds, and 16 tiles in a third one.
+    many = dict(rows=512, cols=17920)
+    assert shared(**many, depth=32768) == 280 - 132
+    assert shared(**many, depth=1024) == 0
+    # Nobody is idle, or nobody would have a whole step.
+    assert shared(rows=256 * 132, cols=128, depth=32768) == 0
+    assert shared(rows=256, cols=128, depth=64) == 0
