@@ -81,9 +81,10 @@ inline ffi::Error CheckShape(const char* target, const char* name, ffi::AnyBuffe
 inline ffi::ErrorOr<Problem> MakeProblem(Op op, const Attributes& attributes,
                                          const ffi::AnyBuffer& first, const ffi::AnyBuffer& second,
                                          const ffi::AnyBuffer& indices,
-                                         const ffi::AnyBuffer& result) {
+                                         const ffi::AnyBuffer& result,
+                                         const char* fused_target = nullptr) {
   constexpr const char* kTargets[] = {"jax_nm.spmm", "jax_nm.spmm_t", "jax_nm.sddmm"};
-  const char* target = kTargets[static_cast<int>(op)];
+  const char* target = fused_target != nullptr ? fused_target : kTargets[static_cast<int>(op)];
   const auto fail = [target](const std::string& what) {
     return ffi::Unexpected(ffi::Error::InvalidArgument(std::string(target) + ": " + what));
   };
@@ -171,7 +172,7 @@ inline ffi::ErrorOr<Problem> MakeFusedProblem(const Attributes& attributes, int3
   const auto fail = [](const std::string& what) {
     return ffi::Unexpected(ffi::Error::InvalidArgument(std::string(kTarget) + ": " + what));
   };
-  ffi::ErrorOr<Problem> made = MakeProblem(Op::kSpmm, attributes, x, values, indices, y);
+  ffi::ErrorOr<Problem> made = MakeProblem(Op::kSpmm, attributes, x, values, indices, y, kTarget);
   if (made.has_error()) return made;
   Problem p = made.value();
   if (activation < 0 || activation > static_cast<int32_t>(Activation::kSilu)) {

@@ -22,7 +22,9 @@ struct HopperWork {
 // one row, cut into as many even pieces as there are blocks. A block begins with the end of its
 // piece, the head of a tile that the next block completes, and ends with its beginning, the tail of
 // one that blocks before it have begun: so it never waits long, and only for blocks with lower
-// numbers, which were started earlier.
+// numbers. GPUs start blocks in the order of their numbers, though CUDA does not promise it: what a
+// block waits for is done or under way. Every piece has a step (HopperConfig sees to it), so every
+// flag that is waited for gets set.
 class HopperWalk {
  public:
   __device__ __forceinline__ HopperWalk(const HopperArgs& args, int32_t block, int32_t blocks)

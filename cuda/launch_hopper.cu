@@ -1,6 +1,5 @@
 #include <cuda.h>
 
-#include <algorithm>
 #include <atomic>
 
 #include "hopper_config.h"

@@ -74,6 +74,8 @@ int32_t RasterCols(const Problem& p, const Shape& s, int32_t num_sms) {
   return static_cast<int32_t>(CeilDiv64(cols, CeilDiv64(cols, best)));
 }
 
+constexpr int32_t kHopperArch = 90;
+
 // Workspace is sized before the device is known: that of the GPUs of this architecture.
 constexpr int32_t kTypicalBlocks = 132;
 constexpr int64_t kMostRounds = 16;
@@ -147,6 +149,8 @@ Config HopperConfig(const Problem& p, KernelId kernel, int32_t num_sms, int64_t 
       static_cast<int32_t>(tiles - std::max<int64_t>(tiles / shared.blocks - 1, 0) * shared.blocks);
   const int64_t needed = kHopperFlagBytes + int64_t{shared.blocks} * s.partial_bytes;
   const int64_t steps = int64_t{shared.shared_tiles} * HopperSteps(p, s);
+  // A block without a step would never set the flag that another waits for; the kernel counts the
+  // steps in 32 bits.
   if (tiles % shared.blocks == 0 || steps < shared.blocks || steps > INT32_MAX ||
       needed > workspace_bytes) {
     return c;
@@ -172,6 +176,7 @@ double HopperCycles(const Problem& p, const Config& c) {
 }
 
 int64_t HopperWorkspaceBytes(const Problem& p) {
+  if (p.arch != 0 && p.arch != kHopperArch) return 0;
   int64_t bytes = 0;
   for (const Shape& s : kShapes) {
     if (!HopperReason(p, s.kernel).empty()) continue;

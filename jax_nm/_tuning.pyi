@@ -22,7 +22,8 @@ def choose(
     has_bias: bool = False,
     wgmma: bool = True,
 ) -> dict[str, Any]:
-    """What runs for this problem: {"kernel", "config", "why", "rejected"}.
+    """What runs for this problem: {"kernel", "config", "why", "rejected",
+    "workspace_bytes"}.
 
     `activation` is '' or the name of one that is fused; `wgmma` says whether a device
     of compute capability 9.0 finds code for sm_90a.

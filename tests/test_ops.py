@@ -141,7 +141,7 @@ def test_every_layout_and_any_workspace(platform, problem, op):
     """Rows are not padded here, so the kernels also meet unaligned rows."""
     operands = integers(problem).of(op)
     exact = rounded(oracle.compute(op, problem, *operands), problem.dtype)
-    workspaces = (0, 1000, 1 << 22) if platform == "cuda" else (0,)
+    workspaces = (0, 1000, 1 << 22, 1 << 25) if platform == "cuda" else (0,)
     # XLA's CPU compiler dies of a division by zero on a copy of an empty array.
     codes = range(4) if all(a.size for a in operands) else (0,)
 
