@@ -16,6 +16,13 @@ from jax_nm._plan import Plan, explain
 from jax_nm._primitives import spmm_saveable
 from jax_nm._prune import compress, prune_mask
 from jax_nm._spmm import spmm, spmm_fm
+from jax_nm._train import (
+    compress_at,
+    reselect_indices,
+    select_indices,
+    spmm_ste,
+    sr_ste_penalty,
+)
 from jax_nm._tree import combine, grad, partition, value_and_grad
 
 __version__ = importlib.metadata.version("jax_nm")
@@ -26,14 +33,19 @@ __all__ = [
     "Plan",
     "combine",
     "compress",
+    "compress_at",
     "explain",
     "export_disabled_checks",
     "grad",
     "partition",
     "prune_mask",
+    "reselect_indices",
+    "select_indices",
     "spmm",
     "spmm_fm",
     "spmm_saveable",
+    "spmm_ste",
+    "sr_ste_penalty",
     "validate",
     "value_and_grad",
 ]

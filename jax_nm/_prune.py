@@ -44,7 +44,7 @@ def prune_mask(scores: Any, pattern: Pattern) -> jax.Array:
     [True, False, True, False]
     """
     pattern = check_pattern("prune_mask", pattern)
-    scores = _check_matrix("prune_mask", "scores", scores)
+    scores = check_matrix("prune_mask", "scores", scores)
     return _prune_mask(scores, pattern)
 
 
@@ -94,14 +94,14 @@ def compress(
     [[2.0, 3.0], [6.0, 7.0]]
     """
     pattern = check_pattern("compress", pattern)
-    kernel = _check_matrix("compress", "kernel", kernel)
+    kernel = check_matrix("compress", "kernel", kernel)
     depth = kernel.shape[-2]
     if mask is not None:
         mask = _check_mask(mask, kernel.shape, pattern)
     if gram is not None:
         gram = _check_gram(gram, kernel.shape)
     damping = _check_damping(damping)
-    values, indices = _compress(kernel, mask, gram, damping, pattern)
+    values, indices = compress_arrays(kernel, mask, gram, damping, pattern)
     if gram is not None:
         _check_refit(values, kernel, gram, damping)
     return NMArray(values, indices, pattern, depth, kernel.shape[-1])
@@ -117,7 +117,7 @@ def check_pattern(function: str, pattern: Any) -> Pattern:
     return pattern
 
 
-def _check_matrix(function: str, name: str, a: Any) -> jax.Array:
+def check_matrix(function: str, name: str, a: Any) -> jax.Array:
     a = check_array(function, name, a)
     check_floating(function, name, a.dtype)
     if a.ndim < 2:
@@ -235,7 +235,7 @@ def _prune_mask(scores: jax.Array, pattern: Pattern) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnames=["pattern"])
-def _compress(
+def compress_arrays(
     kernel: jax.Array,
     mask: jax.Array | None,
     gram: jax.Array | None,
@@ -266,7 +266,7 @@ def _compress_matrix(
             scores *= jnp.sqrt(jnp.diag(gram).astype(dtype))[:, None]
         scores = _vector_sums(scores, pattern)
     indices = _indices(_select(scores, pattern), depth, pattern)
-    values = _gather(kernel, indices, pattern)
+    values = gather(kernel, indices, pattern)
     if gram is not None:
         values = _refit(
             kernel.astype(dtype), indices, gram.astype(dtype), damping, pattern
@@ -314,7 +314,7 @@ def _indices(offsets: jax.Array, depth: int, pattern: Pattern) -> jax.Array:
     return jnp.swapaxes(offsets, 0, 1).reshape(groups, windows * n)
 
 
-def _gather(kernel: jax.Array, indices: jax.Array, pattern: Pattern) -> jax.Array:
+def gather(kernel: jax.Array, indices: jax.Array, pattern: Pattern) -> jax.Array:
     """[depth, cols] -> [kept, cols]: the vectors that the slots name."""
     depth, cols = kernel.shape
     group = np.arange(cols) // pattern.vector_length

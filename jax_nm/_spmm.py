@@ -374,19 +374,19 @@ def _spmm(
     if bias is not None:
         bias = bias.astype(wide)
     if is_fused(x, values, bias, activation):
-        return _bind(x, values, indices, bias, activation, options, result_dtype)
+        return bind(x, values, indices, bias, activation, options, result_dtype)
     plain = bias is None and activation is None
     out_dtype = result_dtype if plain else wide
-    y = _bind(x, values, indices, None, None, options, out_dtype)
+    y = bind(x, values, indices, None, None, options, out_dtype)
     if bias is not None:
         bias = bias if values.ndim == 2 else bias[..., None, :]
         y = y + jnp.expand_dims(bias, range(y.ndim - bias.ndim))
     if activation is not None:
-        y = _activate(y, activation)
+        y = activate(y, activation)
     return y.astype(result_dtype)
 
 
-def _activate(y: jax.Array, activation: Any) -> jax.Array:
+def activate(y: jax.Array, activation: Any) -> jax.Array:
     result = ACTIVATIONS.get(activation, activation)(y)
     if isinstance(result, jax.Array):
         if result.shape == y.shape and is_supported(result.dtype):
@@ -401,7 +401,7 @@ def _activate(y: jax.Array, activation: Any) -> jax.Array:
     )
 
 
-def _bind(
+def bind(
     x: jax.Array,
     values: jax.Array,
     indices: jax.Array,

@@ -19,7 +19,19 @@ def test_examples(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["Pattern", "compress", "partition", "prune_mask", "spmm"]
+    "name",
+    [
+        "Pattern",
+        "compress",
+        "compress_at",
+        "partition",
+        "prune_mask",
+        "reselect_indices",
+        "select_indices",
+        "spmm",
+        "spmm_ste",
+        "sr_ste_penalty",
+    ],
 )
 def test_has_an_example(name):
     (test,) = doctest.DocTestFinder(recurse=False).find(getattr(jax_nm, name), name)
