@@ -98,8 +98,7 @@ class NMArray:
     def mask(self) -> jax.Array:
         """bool ``[*batch, depth, cols]``: True where the pattern keeps an element."""
         check_whole("NMArray.mask", self)
-        kept = jnp.ones(self.values.shape, bool)
-        return _scatter(kept, self.indices, self.pattern, self.depth)
+        return kept_mask(self.indices, self.pattern, self.depth, self.cols)
 
     def __rmatmul__(self, x: Any) -> jax.Array:
         from jax_nm._spmm import spmm
@@ -146,6 +145,24 @@ def _scatter(
     for _ in kept.shape[:-2]:
         scatter = jax.vmap(scatter)
     return scatter(kept, indices)
+
+
+@functools.partial(jax.jit, static_argnames=["pattern", "depth", "cols"])
+def kept_mask(indices: jax.Array, pattern: Pattern, depth: int, cols: int) -> jax.Array:
+    """uint8 [*batch, groups, kept] -> bool [*batch, depth, cols].
+
+    By comparison: unlike a scatter it fuses into what reads the mask.
+    """
+    n, m, slots = pattern.n, pattern.m, pattern.kept(depth)
+    base = np.arange(slots, dtype=np.int32) // n * m
+    offsets = pattern.source(indices, depth) - jnp.broadcast_to(base, indices.shape)
+    offsets = jnp.where(pattern.is_slot(depth), offsets, -1)  # -1 is no row at all
+    lead = indices.shape[:-1]
+    rows = jax.nn.one_hot(offsets.reshape(*lead, slots // n, n), m, dtype=bool)
+    rows = jnp.any(rows, axis=-2).reshape(*lead, slots // n * m)
+    mask = jnp.swapaxes(rows, -1, -2)[..., :depth, :]
+    length = min(pattern.vector_length, cols)
+    return jnp.repeat(mask, length, axis=-1)[..., :cols]
 
 
 def _describe(leaf: Any) -> str:

@@ -27,7 +27,7 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
 from jax_nm import _primitives, _prune, _spmm
-from jax_nm._array import NMArray
+from jax_nm._array import NMArray, kept_mask
 from jax_nm._checks import SUPPORTED_TEXT, check_array, check_floating, is_supported
 from jax_nm._pattern import Pattern
 from jax_nm._reference import accumulator, finish
@@ -433,16 +433,7 @@ def _gather(
 def _dropped_squares(
     kernel: jax.Array, indices: jax.Array, pattern: Pattern
 ) -> jax.Array:
-    *batch, depth, cols = kernel.shape
-    windows, groups = pattern.windows(depth), pattern.groups(cols)
-    n, m = pattern.n, pattern.m
-    # The mask by comparison: it fuses into the sum, which a scatter does not.
-    slots = pattern.is_slot(depth).reshape(*(1 for _ in batch), 1, windows, n, 1)
-    offsets = np.arange(m, dtype=np.uint8).reshape(*(1 for _ in slots.shape[1:]), m)
-    kept = indices.reshape(*batch, groups, windows, n, 1) == offsets
-    kept = jnp.any(kept & slots, axis=-2).reshape(*batch, groups, windows * m)
-    mask = jnp.swapaxes(kept, -1, -2)[..., :depth, :]
-    mask = jnp.repeat(mask, pattern.vector_length, axis=-1)[..., :cols]
+    mask = kept_mask(indices, pattern, *kernel.shape[-2:])
     dropped = jnp.where(mask, 0, kernel).astype(accumulator(kernel.dtype))
     return jnp.sum(jnp.square(dropped))
 

@@ -24,6 +24,7 @@ CASES = [
     (12, 6, "4:4:2"),
     (9, 5, "2:4:1"),
     (40, 20, "3:8:128"),
+    (40, 20, "3:8:1000000000"),
     (300, 9, "70:256:4"),
     (3, 7, "4:8:2"),
     (0, 4, "1:2:2"),
@@ -85,6 +86,15 @@ def test_todense_and_mask(case, batch):
     assert mask.dtype == bool
     np.testing.assert_array_equal(mask, dense(ones) == 1)
     assert jax_nm.validate(w) is w
+
+
+def test_mask_and_todense_agree_on_any_byte():
+    w = random_weight(45, 37, "4:16:8")
+    noise = np.random.default_rng(0).integers(0, 256, w.indices.shape)
+    w = dataclasses.replace(
+        w, values=jnp.ones_like(w.values), indices=jnp.asarray(noise, jnp.uint8)
+    )
+    np.testing.assert_array_equal(w.mask(), w.todense() == 1)
 
 
 @pytest.mark.parametrize("batch", [(), (3,), (2, 4)], ids=str)

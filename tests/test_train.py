@@ -489,6 +489,15 @@ def test_sr_ste_penalty(problem):
     assert value.dtype == jnp.float32
 
 
+def test_penalty_of_one_group():
+    """However long its vectors are."""
+    pattern = Pattern(2, 4, vector_length=10**9)
+    kernel = jnp.arange(24.0).reshape(8, 3)
+    indices = jax_nm.select_indices(kernel, pattern)
+    dropped = np.asarray(kernel)[[0, 1, 4, 5]]  # the rows grow: the first half goes
+    assert jax_nm.sr_ste_penalty(kernel, indices, pattern, 2.0) == np.sum(dropped**2)
+
+
 def test_penalty_of_a_tree():
     """What stays dense has None in place of indices, whatever stands there."""
     kernels = {"a": {"kernel": KERNEL, "bias": [X, None]}, "b": jnp.asarray(X), "c": 2}
