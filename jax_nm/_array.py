@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_nm._checks import SUPPORTED_TEXT, check_leaves, check_whole, is_supported
+from jax_nm._checks import check_dtype, check_leaves, check_whole
 from jax_nm._pattern import Pattern
 
 
@@ -78,15 +78,8 @@ class NMArray:
 
     def astype(self, dtype: Any) -> NMArray:
         """The same weight with `values` cast to a floating `dtype`."""
-        try:
-            target = jnp.dtype(dtype)
-        except TypeError:
-            target = None
-        if not is_supported(target):
-            raise TypeError(
-                f"NMArray.astype: dtype must be {SUPPORTED_TEXT}, got {dtype!r}; a "
-                "sparse weight has no values of another dtype"
-            )
+        fix = "a sparse weight has no values of another dtype"
+        target = check_dtype("NMArray.astype", "dtype", dtype, fix)
         check_leaves("NMArray.astype", self)
         return dataclasses.replace(self, values=self.values.astype(target))
 

@@ -70,6 +70,19 @@ def is_supported(dtype: Any) -> bool:
     return isinstance(dtype, np.dtype) and dtype.name in SUPPORTED
 
 
+def check_dtype(function: str, name: str, dtype: Any, fix: str) -> np.dtype:
+    """An argument that names a dtype, as that dtype."""
+    try:
+        target = jnp.dtype(dtype)
+    except TypeError:
+        target = None
+    if not is_supported(target):
+        raise TypeError(
+            f"{function}: {name} must be {SUPPORTED_TEXT}, got {dtype!r}; {fix}"
+        )
+    return np.dtype(target)
+
+
 def check_floating(function: str, name: str, dtype: Any) -> None:
     if not is_supported(dtype):
         raise TypeError(

@@ -71,7 +71,7 @@ def spmm(
 ) -> Array:
     """y[r, c] = sum over j of x[r, source(g, j)] * values[j, c]."""
     return spmm_p.bind(
-        *vary_alike(x, values, indices),
+        *_vary_alike(x, values, indices),
         spec=spec,
         out_dtype=np.dtype(out_dtype),
         result_layout=result_layout,
@@ -83,14 +83,14 @@ def spmm_t(
 ) -> Array:
     """dx[r, source(g, j)] += sum over c in g of dy[r, c] * values[j, c]."""
     return spmm_t_p.bind(
-        *vary_alike(dy, values, indices), spec=spec, out_dtype=np.dtype(out_dtype)
+        *_vary_alike(dy, values, indices), spec=spec, out_dtype=np.dtype(out_dtype)
     )
 
 
 def sddmm(x: Array, dy: Array, indices: Array, *, spec: Spec, out_dtype: Any) -> Array:
     """dvalues[j, c] = sum over r of x[r, source(g, j)] * dy[r, c]."""
     return sddmm_p.bind(
-        *vary_alike(x, dy, indices), spec=spec, out_dtype=np.dtype(out_dtype)
+        *_vary_alike(x, dy, indices), spec=spec, out_dtype=np.dtype(out_dtype)
     )
 
 
@@ -115,7 +115,7 @@ def spmm_fused(
     """
     operands = (x, values, indices) if bias is None else (x, values, indices, bias)
     return spmm_fused_p.bind(
-        *vary_alike(*operands),
+        *_vary_alike(*operands),
         spec=spec,
         out_dtype=np.dtype(out_dtype),
         result_layout=result_layout,
@@ -142,7 +142,7 @@ def spmm_saveable(prim: Primitive, *_: Any, **__: Any) -> bool:
     return prim in PRIMITIVES
 
 
-def vary_alike(*operands: Array) -> list[Array]:
+def _vary_alike(*operands: Array) -> list[Array]:
     """Makes operands vary over the same manual mesh axes, as `shard_map` requires.
 
     The cast transposes to a sum over the added axes, which is what the gradient of a
@@ -352,22 +352,45 @@ def _fused_jvp(
         sums = y
     else:
         y, sums = bind(out_dtype=wide if spec.highest else out_dtype, emit_sum=True)
-    sums_dot = functools.reduce(jnp.add, terms or [jnp.zeros_like(sums, wide)])
-    for dot in bias_dot:
+    return finish_jvp(
+        (y, sums)[: 1 + emit_sum],
+        sums,
+        terms or [jnp.zeros_like(sums, wide)],
+        bias_dot,
+        activation,
+        out_dtype,
+        spec,
+    )
+
+
+def finish_jvp(
+    results: Sequence[Array],
+    sums: Array,
+    terms: Sequence[Array],
+    bias_dots: Sequence[Array],
+    activation: str | None,
+    out_dtype: np.dtype,
+    spec: Spec,
+) -> tuple[list[Array], list[Array]]:
+    """[y] or [y, sums], and their tangents, from the terms of the tangent of the sums.
+
+    `bias_dots` is empty or holds the tangent of the bias.
+    """
+    sums_dot = functools.reduce(jnp.add, terms)
+    for dot in bias_dots:
         _, sums_dot = finish(sums_dot, dot, None, spec.batch_ndim)
-    _, sums_dot = vary_alike(sums, sums_dot)
+    _, sums_dot = _vary_alike(sums, sums_dot)
     y_dot = sums_dot
     if activation is not None:
-        y_dot = activation_jvp(sums, sums_dot, activation)
-    count = 1 + emit_sum
-    results = [a.astype(out_dtype) for a in (y, sums)[:count]]
-    return results, [a.astype(out_dtype) for a in (y_dot, sums_dot)[:count]]
+        y_dot = _activation_jvp(sums, sums_dot, activation)
+    dots = (y_dot, sums_dot)[: len(results)]
+    return [a.astype(out_dtype) for a in results], [a.astype(out_dtype) for a in dots]
 
 
 # A backward pass that is far from the forward one keeps the sums alone, and not what
 # their derivative is made of.
 @functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=2)
-def activation_jvp(sums: Array, sums_dot: Array, activation: str) -> Array:
+def _activation_jvp(sums: Array, sums_dot: Array, activation: str) -> Array:
     """The derivative at the emitted sums times a tangent, in the tangent's dtype."""
     if sums.dtype == np.float16:
         # Sums beyond the range of float16 were rounded to infinity. At the largest

@@ -14,8 +14,8 @@ import numpy as np
 from jax_nm import _primitives
 from jax_nm._array import NMArray
 from jax_nm._checks import (
-    SUPPORTED_TEXT,
     check_array,
+    check_dtype,
     check_floating,
     check_leaves,
     check_precision,
@@ -166,7 +166,9 @@ def check(
     compute = np.dtype(jnp.promote_types(x.dtype, values_dtype))
     result = compute
     if preferred_element_type is not None:
-        result = _check_result_dtype(function, preferred_element_type)
+        name, fix = "preferred_element_type", "cast the result to another dtype"
+        target = check_dtype(function, name, preferred_element_type, fix)
+        result = np.dtype(jax.dtypes.canonicalize_dtype(target))
     if result_layout is not None and (
         not isinstance(result_layout, str) or result_layout not in ("row", "feature")
     ):
@@ -232,19 +234,6 @@ def _check_cols(function: str, w: NMArray) -> None:
             f"{tuple(w.indices.shape)}; under shard_map, shard indices like values "
             "(its groups as cols, its kept axis as kept)"
         )
-
-
-def _check_result_dtype(function: str, preferred_element_type: Any) -> np.dtype:
-    try:
-        dtype = jnp.dtype(preferred_element_type)
-    except TypeError:
-        dtype = None
-    if not is_supported(dtype):
-        raise TypeError(
-            f"{function}: preferred_element_type must be {SUPPORTED_TEXT}, got "
-            f"{preferred_element_type!r}; cast the result to another dtype"
-        )
-    return np.dtype(jax.dtypes.canonicalize_dtype(dtype))
 
 
 def _inside_shard_map() -> bool:
@@ -378,15 +367,27 @@ def _spmm(
     plain = bias is None and activation is None
     out_dtype = result_dtype if plain else wide
     y = bind(x, values, indices, None, None, options, out_dtype)
+    return finish(y, bias, activation, result_dtype, batched=values.ndim > 2)
+
+
+def finish(
+    y: jax.Array,
+    bias: jax.Array | None,
+    activation: Any,
+    result_dtype: np.dtype,
+    *,
+    batched: bool,
+) -> jax.Array:
+    """Bias, activation and rounding, by XLA. A batched weight has batched biases."""
     if bias is not None:
-        bias = bias if values.ndim == 2 else bias[..., None, :]
+        bias = bias[..., None, :] if batched else bias
         y = y + jnp.expand_dims(bias, range(y.ndim - bias.ndim))
     if activation is not None:
-        y = activate(y, activation)
+        y = _activate(y, activation)
     return y.astype(result_dtype)
 
 
-def activate(y: jax.Array, activation: Any) -> jax.Array:
+def _activate(y: jax.Array, activation: Any) -> jax.Array:
     result = ACTIVATIONS.get(activation, activation)(y)
     if isinstance(result, jax.Array):
         if result.shape == y.shape and is_supported(result.dtype):

@@ -28,9 +28,9 @@ from jax.custom_derivatives import SymbolicZero
 
 from jax_nm import _primitives, _prune, _spmm
 from jax_nm._array import NMArray, kept_mask
-from jax_nm._checks import SUPPORTED_TEXT, check_array, check_floating, is_supported
+from jax_nm._checks import check_array, check_dtype, check_floating
 from jax_nm._pattern import Pattern
-from jax_nm._reference import accumulator, finish
+from jax_nm._reference import accumulator
 
 
 def select_indices(kernel: Any, pattern: Pattern) -> jax.Array:
@@ -352,15 +352,8 @@ def _check_x(function: str, x: Any, depth: int) -> jax.Array:
 
 
 def _check_dtype(function: str, dtype: Any) -> np.dtype:
-    try:
-        target = jnp.dtype(dtype)
-    except TypeError:
-        target = None
-    if not is_supported(target):
-        raise TypeError(
-            f"{function}: dtype must be {SUPPORTED_TEXT}, got {dtype!r}; leave it out "
-            "for the dtype of the arguments"
-        )
+    fix = "leave it out for the dtype of the arguments"
+    target = check_dtype(function, "dtype", dtype, fix)
     return np.dtype(jax.dtypes.canonicalize_dtype(target))
 
 
@@ -461,12 +454,8 @@ def _spmm_ste(
         return _product(*operands, bias, call)[0]
     # Of a batched kernel, and of an activation without a name, XLA does this part.
     (y,) = _product(*operands, None, Call(options, wide))
-    if bias is not None:
-        bias = bias if kernel.ndim == 2 else bias[..., None, :]
-        y = y + jnp.expand_dims(bias, range(y.ndim - bias.ndim))
-    if activation is not None:
-        y = _spmm.activate(y, activation)
-    return y.astype(options.result_dtype)
+    batched = kernel.ndim > 2
+    return _spmm.finish(y, bias, activation, options.result_dtype, batched=batched)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -539,13 +528,12 @@ def _product_jvp(
         if highest:
             emit = dataclasses.replace(emit, out_dtype=wide)
         y, sums = _product(*primals, emit)
-    sums_dot = functools.reduce(jnp.add, terms or [jnp.zeros_like(sums, wide)])
-    if bias_dot is not None:
-        _, sums_dot = finish(sums_dot, bias_dot, None, 0)
-    _, sums_dot = _primitives.vary_alike(sums, sums_dot)
-    y_dot = sums_dot
-    if call.activation is not None:
-        y_dot = _primitives.activation_jvp(sums, sums_dot, call.activation)
-    count = 1 + call.emit_sum
-    results = [a.astype(call.out_dtype) for a in (y, sums)[:count]]
-    return results, [a.astype(call.out_dtype) for a in (y_dot, sums_dot)[:count]]
+    return _primitives.finish_jvp(
+        (y, sums)[: 1 + call.emit_sum],
+        sums,
+        terms or [jnp.zeros_like(sums, wide)],
+        [] if bias_dot is None else [bias_dot],
+        call.activation,
+        call.out_dtype,
+        options.spec,
+    )
