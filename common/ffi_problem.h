@@ -76,7 +76,8 @@ inline ffi::Error CheckShape(const char* target, const char* name, ffi::AnyBuffe
 //   spmm:   x, values -> y        spmm_t: dy, values -> dx        sddmm: x, dy -> dvalues
 // `first` and `second` are the operands in that order. All buffers have rank 3, with the batch axis
 // in front: x-like [batch, rows, depth], y-like [batch, rows, cols], values-like
-// [batch, kept, cols], indices [batch, groups, kept]. Dimensions are logical: `layout` says how the
+// [batch, kept, cols], where spmm also takes rows that are padded to a multiple of 8, indices
+// [batch, groups, kept]. Dimensions are logical: `layout` says how the
 // x-like and the y-like buffer lie in memory; the others are row-major.
 inline ffi::ErrorOr<Problem> MakeProblem(Op op, const Attributes& attributes,
                                          const ffi::AnyBuffer& first, const ffi::AnyBuffer& second,
@@ -115,6 +116,9 @@ inline ffi::ErrorOr<Problem> MakeProblem(Op op, const Attributes& attributes,
   p.rows = x_like.dimensions()[1];
   p.depth = x_like.dimensions()[2];
   p.cols = y_like.dimensions()[2];
+  // spmm takes values whose rows are padded to whole 16 bytes.
+  p.values_cols = op == Op::kSpmm ? values_like.dimensions()[2] : p.cols;
+  if (p.values_cols != PaddedCols(p.cols)) p.values_cols = p.cols;
   p.n = a.n;
   p.m = a.m;
   p.vector_length = a.vector_length;
@@ -132,7 +136,7 @@ inline ffi::ErrorOr<Problem> MakeProblem(Op op, const Attributes& attributes,
     return ffi::Unexpected(e);
   }
   if (ffi::Error e =
-          CheckShape(target, "values", values_like.dimensions(), {p.batch, p.kept, p.cols});
+          CheckShape(target, "values", values_like.dimensions(), {p.batch, p.kept, p.values_cols});
       e.failure()) {
     return ffi::Unexpected(e);
   }

@@ -41,7 +41,8 @@ inline Problem NamedProblem(const std::string& op, const std::string& dtype,
                             int64_t depth, int64_t cols, int32_t n, int32_t m,
                             int32_t vector_length, bool x_feature_major, bool y_feature_major,
                             bool allow_tf32, int32_t kernel, int32_t arch,
-                            const std::string& activation = "", bool has_bias = false) {
+                            const std::string& activation = "", bool has_bias = false,
+                            bool padded_values = false) {
   if (m < 1 || m > 256 || n < 1 || n > m || vector_length < 1) {
     throw std::invalid_argument(
         "the pattern must have 1 <= n <= m <= 256 and vector_length >= 1, got " +
@@ -58,6 +59,7 @@ inline Problem NamedProblem(const std::string& op, const std::string& dtype,
   p.rows = rows;
   p.depth = depth;
   p.cols = cols;
+  p.values_cols = padded_values ? PaddedCols(cols) : cols;
   p.n = n;
   p.m = m;
   p.vector_length = vector_length;
@@ -72,6 +74,9 @@ inline Problem NamedProblem(const std::string& op, const std::string& dtype,
   p.has_bias = has_bias;
   if (IsFused(p) && p.op != Op::kSpmm) {
     throw std::invalid_argument("only spmm has a bias or an activation, got op '" + op + "'");
+  }
+  if (padded_values && p.op != Op::kSpmm) {
+    throw std::invalid_argument("only spmm takes padded values, got op '" + op + "'");
   }
   return p;
 }

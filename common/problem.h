@@ -44,6 +44,9 @@ enum class Activation : int32_t {
 // The bits of the `flags` attribute of the FFI targets.
 constexpr int32_t kAllowTF32 = 1;  // float32 products may run on TF32 tensor cores
 
+// Rows of values of an spmm may be padded with zeros to whole 16 bytes of half precision.
+constexpr int64_t PaddedCols(int64_t cols) { return (cols + 7) / 8 * 8; }
+
 struct Problem {
   Op op;
   DType dtype;         // of both floating-point operands
@@ -52,8 +55,9 @@ struct Problem {
   int64_t rows;
   int64_t depth;
   int64_t cols;
-  int64_t kept;    // ceil(depth / m) * n
-  int64_t groups;  // ceil(cols / vector_length)
+  int64_t values_cols;  // of a row of values in memory: cols, or in spmm PaddedCols(cols)
+  int64_t kept;         // ceil(depth / m) * n
+  int64_t groups;       // ceil(cols / vector_length)
   int32_t n;
   int32_t m;
   int32_t vector_length;

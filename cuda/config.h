@@ -41,8 +41,10 @@ enum class KernelId : int32_t {
   kSddmm32x32Gather = 44,
   kSpmmHopper256x128 = 62,
   kSpmmHopper128x128 = 63,
+  kSpmmHopper64x128 = 64,
   kSpmmHopper256x64x2 = 65,
   kSpmmHopper128x64x2 = 66,
+  kSpmmHopper64x64x2 = 67,
 };
 
 struct Config {

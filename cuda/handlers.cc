@@ -57,8 +57,8 @@ cudaError_t CurrentDevice(DeviceInfo* info) {
   return cudaSuccess;
 }
 
-using ProblemKey = std::tuple<int, int, int, int64_t, int64_t, int64_t, int64_t, int, int, int, int,
-                              int, bool, int, int, int, bool, bool, int64_t, int>;
+using ProblemKey = std::tuple<int, int, int, int64_t, int64_t, int64_t, int64_t, int64_t, int, int,
+                              int, int, int, bool, int, int, int, bool, bool, int64_t, int>;
 
 ProblemKey KeyOf(const Problem& p, int64_t workspace_bytes, int ordinal) {
   return {static_cast<int>(p.op),
@@ -68,6 +68,7 @@ ProblemKey KeyOf(const Problem& p, int64_t workspace_bytes, int ordinal) {
           p.rows,
           p.depth,
           p.cols,
+          p.values_cols,
           p.n,
           p.m,
           p.vector_length,

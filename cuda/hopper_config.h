@@ -20,7 +20,7 @@ constexpr int32_t kHopperLineBytes = 128;                         // a line of t
 constexpr int32_t kHopperLineElements = kHopperLineBytes / 2;
 constexpr int32_t kHopperLines = 64;                            // gathered per stage
 constexpr int32_t kHopperStagingBytes = 64 * kHopperLineBytes;  // one round of the epilogue
-constexpr int32_t kHopperMaxStages = 6;
+constexpr int32_t kHopperMaxStages = 8;
 constexpr uint32_t kHopperNoLine = UINT32_MAX;  // the offset, in 16 bytes, of a line of zeros
 
 // kGroups = 2: each consumer has its own group and its own gathered lines, half as many slots deep.
@@ -58,11 +58,18 @@ struct HopperTile {
   // hold two stages.
   static constexpr int32_t kLag = kStages / 2 - 1;
 
+  // Of a thread after the roles have parted. Consumers of few rows need fewer.
+  static constexpr int kProducerRegisters = kBlockRows == 256 ? 72 : 104;
+  static constexpr int kConsumerRegisters = kBlockRows == 256 ? 216 : 200;
+
   // What a block leaves in the workspace for the block that completes a tile.
   static constexpr int32_t kPartialBytes = kBlockRows * kBlockCols * 4;
 
+  static_assert(128 * kProducerRegisters + 256 * kConsumerRegisters <= kHopperThreads * 168,
+                "the launch has 168 registers for each of 384 threads");
   static_assert(kGroups == 1 || kGroups == 2, "a consumer has one group");
-  static_assert(kBlockRows == 128 || kBlockRows == 256, "these widths of wgmma are wrapped");
+  static_assert(kBlockRows == 64 || kBlockRows == 128 || kBlockRows == 256,
+                "these widths of wgmma are wrapped");
   static_assert(kLag <= kStages - 2, "consumers free a stage only after they have the next one");
   static_assert(kBlockKept % 16 == 0, "a step is whole wgmma steps");
   static_assert(kXSlabBytes % 1024 == 0 && kValuesSlabBytes % 1024 == 0 && kRingOffset % 1024 == 0,
@@ -74,11 +81,45 @@ using Hopper256x128 = HopperTile<KernelId::kSpmmHopper256x128, 256, 1>;
 using Hopper256x64x2 = HopperTile<KernelId::kSpmmHopper256x64x2, 256, 2>;
 using Hopper128x128 = HopperTile<KernelId::kSpmmHopper128x128, 128, 1>;
 using Hopper128x64x2 = HopperTile<KernelId::kSpmmHopper128x64x2, 128, 2>;
+using Hopper64x128 = HopperTile<KernelId::kSpmmHopper64x128, 64, 1>;
+using Hopper64x64x2 = HopperTile<KernelId::kSpmmHopper64x64x2, 64, 2>;
 
 // The workspace begins with a flag for each consumer of each block, which is zero until the block
 // has left its sums there.
 constexpr int32_t kHopperFlagBytes = 4096;
 constexpr int32_t kHopperMaxBlocks = kHopperFlagBytes / 4 / kHopperConsumers;
+
+struct HopperCoordinates {
+  int32_t batch;
+  int32_t row_tile;
+  int32_t col_tile;
+};
+
+// The order of the tiles. Columns run fastest inside bands of `band_cols` column tiles: the tiles
+// in flight then read few panels of x and few of the values, which L2 holds while they walk over
+// the slots in step.
+struct HopperRaster {
+  int32_t per_batch;
+  int32_t per_band;
+  int32_t band_cols;
+  int32_t last_band;
+  int32_t last_cols;  // of the last band, which may be narrower
+  Divisor by_batch;
+  Divisor by_band;
+  Divisor by_band_cols;
+  Divisor by_last_cols;
+
+  constexpr HopperCoordinates Locate(int32_t tile) const {
+    const int32_t batch = by_batch.Quotient(tile);
+    const int32_t within = tile - batch * per_batch;
+    const int32_t band = by_band.Quotient(within);
+    const int32_t in_band = within - band * per_band;
+    const bool last = band == last_band;
+    const int32_t row = last ? by_last_cols.Quotient(in_band) : by_band_cols.Quotient(in_band);
+    const int32_t col = in_band - row * (last ? last_cols : band_cols);
+    return {batch, row, band * band_cols + col};
+  }
+};
 
 // What the kernel receives by value beside its tensor maps.
 struct HopperArgs {
@@ -96,38 +137,16 @@ struct HopperArgs {
   int32_t valid_kept;  // slots before the padding of a ragged last window
   int32_t groups;
   int32_t m;
-  int32_t vector_length;
+  Divisor by_vector_length;
   Divisor by_n;
   int32_t steps;  // of the whole reduction
-  int32_t row_tiles;
-  int32_t col_tiles;
-  int32_t raster_cols;  // as in Config
+  Divisor by_steps;
+  HopperRaster raster;
   int32_t tiles;        // of the whole launch
   int32_t whole_tiles;  // of which each is one block's; the slots of the others are dealt out
   bool result_feature_major;
   bool emits_sum;
   Activation activation;
 };
-
-struct HopperCoordinates {
-  int32_t batch;
-  int32_t row_tile;
-  int32_t col_tile;
-};
-
-// Columns run fastest inside bands of `raster_cols` column tiles: the tiles in flight then read few
-// panels of x and few of the values, which L2 holds while they walk over the slots in step.
-constexpr HopperCoordinates LocateHopperTile(const HopperArgs& a, int32_t tile) {
-  const int32_t per_batch = a.row_tiles * a.col_tiles;
-  const int32_t batch = tile / per_batch;
-  const int32_t within = tile - batch * per_batch;
-  const int32_t per_band = a.raster_cols * a.row_tiles;
-  const int32_t band = within / per_band;
-  const int32_t in_band = within - band * per_band;
-  const int32_t left = a.col_tiles - band * a.raster_cols;
-  const int32_t width = left < a.raster_cols ? left : a.raster_cols;
-  const int32_t row = in_band / width;
-  return {batch, row, band * a.raster_cols + in_band - row * width};
-}
 
 }  // namespace jax_nm

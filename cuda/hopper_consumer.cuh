@@ -1,6 +1,8 @@
 // A warpgroup that multiplies what lies in the ring and stores its 64 columns of the tile.
 #pragma once
 
+#include <type_traits>
+
 #include "activation.cuh"
 #include "hopper_maps.h"
 #include "hopper_ring.cuh"
@@ -27,8 +29,8 @@ class HopperConsumer {
     Rounded waiting;  // the tile before, on its way out
     HopperCoordinates waiting_at{};
     bool waits = false;
+    HopperWork work = walk.Work(0);
     for (int32_t i = 0; i < count; ++i) {
-      const HopperWork work = walk.Work(i);
       const int32_t steps = work.last_step - work.first_step;
       float sums[kSums];
       int32_t step = 0;
@@ -41,21 +43,25 @@ class HopperConsumer {
         waits = false;
       }
       for (; step < steps; ++step) Step(sums, step);
+      // While the last products are under way.
+      const HopperPart part = work.part;
+      const HopperCoordinates at = args_.raster.Locate(work.tile);
+      const Bias bias = LoadBias(at);
+      work = walk.Work(i + 1);
       ptx::WgmmaWait<0>();
       Release(ring_.Before(1));
       ptx::PinRegisters(sums);
-      if (work.part == HopperPart::kHead) {
+      if (part == HopperPart::kHead) {
         LeaveSums(sums);
         continue;
       }
-      if (work.part == HopperPart::kTail) AddSums(sums, walk.FirstHead());
-      const HopperCoordinates at = LocateHopperTile(args_, work.tile);
-      if (args_.bias != nullptr) AddBias(sums, at);
+      if (part == HopperPart::kTail) AddSums(sums, walk.FirstHead());
+      if (args_.bias != nullptr) AddBias(sums, bias);
       if (args_.emits_sum) {
         Staging::Round(sums, waiting);
         StoreRounds(waiting, &maps_.sum, at);
       }
-      ActivateAll(args_.activation, sums);
+      ActivateAll<sizeof(Out) == 2 && !std::is_same_v<Out, __half>>(args_.activation, sums);
       Staging::Round(sums, waiting);
       if constexpr (kDefers) {
         waiting_at = at;
@@ -84,6 +90,7 @@ class HopperConsumer {
 
   __device__ __forceinline__ void Step(float (&sums)[kSums], int32_t step) {
     ptx::BarrierWait(shared_.Full(ring_.stage), ring_.parity);
+    TestDelay();
     Multiply(sums, step > 0);
     // With this step's products queued, those of the step before are soon done.
     ptx::WgmmaWait<1>();
@@ -108,6 +115,7 @@ class HopperConsumer {
 
   // The stage may be filled again.
   __device__ __forceinline__ void Release(int32_t stage) const {
+    TestDelay();
     if (lane_ == 0) ptx::BarrierArrive(shared_.Empty(stage));
   }
 
@@ -132,6 +140,7 @@ class HopperConsumer {
              make_float4(sums[i], sums[i + 1], sums[i + 2], sums[i + 3]));
     }
     __threadfence();
+    TestDelay();
     Sync();
     if (IsLeader()) ptx::StoreRelease(Flag(blockIdx.x), 1);
   }
@@ -158,15 +167,27 @@ class HopperConsumer {
 
   // ---- Epilogue ----
 
-  __device__ __forceinline__ void AddBias(float (&sums)[kSums], const HopperCoordinates& at) const {
-    float bias[2];
+  // Of a thread's two columns.
+  struct Bias {
+    float of[2];
+  };
+
+  __device__ __forceinline__ Bias LoadBias(const HopperCoordinates& at) const {
+    Bias bias{};
+    if (args_.bias == nullptr) return bias;
 #pragma unroll
     for (int32_t half = 0; half < 2; ++half) {
       const int32_t col = FirstCol(at) + warp_ * 16 + lane_ / 4 + half * 8;
-      bias[half] = col < args_.cols ? __ldg(args_.bias + int64_t{at.batch} * args_.cols + col) : 0;
+      if (col < args_.cols) {
+        bias.of[half] = __ldg(args_.bias + int64_t{at.batch} * args_.cols + col);
+      }
     }
+    return bias;
+  }
+
+  __device__ __forceinline__ void AddBias(float (&sums)[kSums], const Bias& bias) const {
 #pragma unroll
-    for (int32_t i = 0; i < kSums; ++i) sums[i] += bias[i / 2 % 2];
+    for (int32_t i = 0; i < kSums; ++i) sums[i] += bias.of[i / 2 % 2];
   }
 
   __device__ __forceinline__ int32_t FirstCol(const HopperCoordinates& at) const {

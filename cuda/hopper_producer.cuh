@@ -23,31 +23,20 @@ class HopperProducer {
   __device__ __forceinline__ void Run() {
     const HopperWalk walk(args_, blockIdx.x, gridDim.x);
     const int32_t count = walk.Count();
-    if (count == 0) return;
-    HopperWork work = walk.Work(0);
-    HopperCoordinates at = LocateHopperTile(args_, work.tile);
-    const uint8_t* indices = Indices(at);
-    uint8_t index = Fetch(indices, work.first_step);
+    IndexQueue queue(*this, walk, count);
     for (int32_t i = 0; i < count; ++i) {
+      const HopperWork work = walk.Work(i);
+      const HopperCoordinates at = args_.raster.Locate(work.tile);
       const int32_t row = at.row_tile * Tile::kBlockRows + lane_ % 8 * 8;
       const char* x = static_cast<const char*>(args_.x) + at.batch * args_.x_batch_bytes + row * 2;
       const int32_t rows_left = args_.rows - row;
-      const int32_t first_col = at.col_tile * Tile::kBlockCols;
-      const int32_t batch = at.batch;
-      const int32_t last_step = work.last_step;
-      for (int32_t step = work.first_step; step < last_step; ++step) {
-        const uint32_t offset = Offset(step, index);
-        // One step ahead, and across tiles, so that no copy waits for an index.
-        if (step + 1 < last_step) {
-          index = Fetch(indices, step + 1);
-        } else if (i + 1 < count) {
-          work = walk.Work(i + 1);
-          at = LocateHopperTile(args_, work.tile);
-          indices = Indices(at);
-          index = Fetch(indices, work.first_step);
+      for (int32_t step = work.first_step; step < work.last_step; ++step) {
+        const uint32_t offset = Offset(step, queue.Front());
+        if (kHopperWaitsForStages) {
+          ptx::BarrierWait(shared_.Empty(ring_.stage), ring_.parity ^ 1);
         }
-        ptx::BarrierWait(shared_.Empty(ring_.stage), ring_.parity ^ 1);
-        if (threadIdx.x == 0) FetchValues(first_col, step, batch);
+        TestDelay();
+        if (threadIdx.x == 0) FetchValues(at, step);
         __syncwarp();
         if ((step + 1) * Tile::kBlockKept <= args_.valid_kept) {
           Gather<false>(x, rows_left, offset);
@@ -61,6 +50,7 @@ class HopperProducer {
           ++in_flight_;
         }
         ring_.Advance();
+        queue.Pop();
       }
     }
     for (; in_flight_ > 0; --in_flight_) Announce<0>(in_flight_);
@@ -70,6 +60,52 @@ class HopperProducer {
   static constexpr int32_t kWarpLines = kHopperLines / kWarpgroupWarps;
   static constexpr int32_t kSlabs = Tile::kBlockRows / kHopperLineElements;
 
+  // The indices of the steps to come, two steps ahead and across tiles: they come from memory when
+  // a group is first met.
+  class IndexQueue {
+   public:
+    __device__ __forceinline__ IndexQueue(const HopperProducer& producer, const HopperWalk& walk,
+                                          int32_t count)
+        : producer_(producer), walk_(walk), count_(count) {
+      Enter();
+      first_ = Fetch();
+      second_ = Fetch();
+    }
+    __device__ __forceinline__ uint8_t Front() const { return first_; }
+    __device__ __forceinline__ void Pop() {
+      first_ = second_;
+      second_ = Fetch();
+    }
+
+   private:
+    __device__ __forceinline__ void Enter() {
+      if (i_ == count_) return;
+      const HopperWork work = walk_.Work(i_);
+      step_ = work.first_step;
+      last_step_ = work.last_step;
+      indices_ = producer_.Indices(producer_.args_.raster.Locate(work.tile));
+    }
+    __device__ __forceinline__ uint8_t Fetch() {
+      if (i_ == count_) return 0;
+      const uint8_t index = producer_.Fetch(indices_, step_);
+      if (++step_ == last_step_) {
+        ++i_;
+        Enter();
+      }
+      return index;
+    }
+
+    const HopperProducer& producer_;
+    const HopperWalk& walk_;
+    const int32_t count_;
+    int32_t i_ = 0;
+    int32_t step_ = 0;
+    int32_t last_step_ = 0;
+    const uint8_t* indices_ = nullptr;
+    uint8_t first_;
+    uint8_t second_;
+  };
+
   // The line of the stage that this lane owns, and its slot in the step.
   __device__ __forceinline__ int32_t OwnedLine() const { return first_line_ + lane_ % kWarpLines; }
   __device__ __forceinline__ int32_t OwnedSlot() const { return OwnedLine() % Tile::kBlockKept; }
@@ -77,7 +113,7 @@ class HopperProducer {
   __device__ __forceinline__ const uint8_t* Indices(const HopperCoordinates& at) const {
     const int32_t col =
         at.col_tile * Tile::kBlockCols + OwnedLine() / Tile::kBlockKept * Tile::kGroupCols;
-    const int32_t group = min(col / args_.vector_length, args_.groups - 1);
+    const int32_t group = min(args_.by_vector_length.Quotient(col), args_.groups - 1);
     return args_.indices + at.batch * args_.indices_batch + int64_t{group} * args_.kept +
            OwnedSlot();
   }
@@ -96,14 +132,14 @@ class HopperProducer {
     return slot < args_.valid_kept ? source * pitch : kHopperNoLine;
   }
 
-  __device__ __forceinline__ void FetchValues(int32_t first_col, int32_t step,
-                                              int32_t batch) const {
+  __device__ __forceinline__ void FetchValues(const HopperCoordinates& at, int32_t step) const {
     const uint32_t full = shared_.Full(ring_.stage);
     ptx::BarrierArriveExpect(full, Tile::kValuesBytes);
 #pragma unroll
     for (int32_t slab = 0; slab < Tile::kValuesSlabs; ++slab) {
       ptx::LoadBox(shared_.Values(ring_.stage) + slab * Tile::kValuesSlabBytes, values_map_, full,
-                   first_col + slab * kHopperLineElements, step * Tile::kBlockKept, batch);
+                   at.col_tile * Tile::kBlockCols + slab * kHopperLineElements,
+                   step * Tile::kBlockKept, at.batch);
     }
   }
 
@@ -135,6 +171,7 @@ class HopperProducer {
   // consumers it cost 20 % of the kernel's time.
   template <int kPending>
   __device__ __forceinline__ void Announce(int32_t distance) const {
+    TestDelay();
     ptx::WaitGroup<kPending>();
     ptx::FenceProxyAsync();
     __syncwarp();

@@ -18,6 +18,8 @@ KernelTable HopperSpmmTable() {
       {Hopper256x64x2::kId, true, HopperSpmmFunction<T, Out, Hopper256x64x2>()},
       {Hopper128x128::kId, true, HopperSpmmFunction<T, Out, Hopper128x128>()},
       {Hopper128x64x2::kId, true, HopperSpmmFunction<T, Out, Hopper128x64x2>()},
+      {Hopper64x128::kId, true, HopperSpmmFunction<T, Out, Hopper64x128>()},
+      {Hopper64x64x2::kId, true, HopperSpmmFunction<T, Out, Hopper64x64x2>()},
   };
   return {entries, static_cast<int32_t>(sizeof(entries) / sizeof(entries[0]))};
 }

@@ -32,7 +32,8 @@ class HopperWalk {
     rounds_ = block < args.whole_tiles ? (args.whole_tiles - block + blocks - 1) / blocks : 0;
     if (args.whole_tiles == args.tiles) return;
     const int32_t begin = PieceBegin(block), end = PieceBegin(block + 1);
-    const int32_t begin_tile = begin / args.steps, end_tile = end / args.steps;
+    const int32_t begin_tile = args.by_steps.Quotient(begin);
+    const int32_t end_tile = args.by_steps.Quotient(end);
     tail_tile_ = begin_tile;
     tail_step_ = begin - begin_tile * args.steps;
     head_tile_ = end_tile;

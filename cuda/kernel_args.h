@@ -40,6 +40,7 @@ struct KernelArgs {
   int32_t rows;
   int32_t depth;
   int32_t cols;
+  int32_t values_cols;  // of a row of values in memory
   int32_t kept;
   int32_t valid_kept;  // slots before the padding of a ragged last window
   int32_t groups;

@@ -24,10 +24,6 @@
 
 namespace jax_nm {
 
-// Registers of a thread after the roles have parted: 128 * 72 + 256 * 216 is what 384 * 168 was.
-constexpr int kHopperProducerRegisters = 72;
-constexpr int kHopperConsumerRegisters = 216;
-
 template <class T, class Out, class Tile>
 __global__ void __launch_bounds__(kHopperThreads, 1)
     HopperSpmmKernel(const __grid_constant__ HopperMaps maps,
@@ -50,10 +46,10 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
   // registers.
   const int32_t warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / kWarpgroupThreads, 0);
   if (warpgroup == 0) {
-    ptx::DecreaseRegisters<kHopperProducerRegisters>();
+    ptx::DecreaseRegisters<Tile::kProducerRegisters>();
     HopperProducer<Tile>(args, &maps.values, shared).Run();
   } else {
-    ptx::IncreaseRegisters<kHopperConsumerRegisters>();
+    ptx::IncreaseRegisters<Tile::kConsumerRegisters>();
     HopperConsumer<T, Out, Tile>(args, maps, shared, warpgroup - 1).Run();
   }
 }

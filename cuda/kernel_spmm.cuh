@@ -62,9 +62,9 @@ struct SpmmBlock {
         shared(s),
         tile(LocateTile(a.first_tile + blockIdx.x, a.outer_tiles, a.inner_tiles, a.config.split)) {
     const T* first = static_cast<const T*>(a.first) + tile.batch * a.rows * a.depth;
-    const T* second = static_cast<const T*>(a.second) + tile.batch * a.kept * a.cols;
+    const T* second = static_cast<const T*>(a.second) + tile.batch * a.kept * a.values_cols;
     x = {first, a.rows, a.depth, a.first_feature_major, a.first_vector};
-    values = {second, a.cols, a.kept, true, a.second_vector};
+    values = {second, a.values_cols, a.kept, true, a.second_vector};
     indices = a.indices + tile.batch * a.groups * a.kept;
     table_slots = TableSlots(Op::kSpmm, a.config);
     row0 = tile.outer * Tile::kBlockRows;

@@ -41,6 +41,7 @@ inline KernelArgs MakeKernelArgs(const Problem& p, const Config& config, const B
   a.rows = static_cast<int32_t>(p.rows);
   a.depth = static_cast<int32_t>(p.depth);
   a.cols = static_cast<int32_t>(p.cols);
+  a.values_cols = static_cast<int32_t>(p.values_cols);
   a.kept = static_cast<int32_t>(p.kept);
   a.valid_kept = static_cast<int32_t>(ValidKept(p.depth, p.n, p.m));
   a.groups = static_cast<int32_t>(p.groups);
@@ -54,7 +55,7 @@ inline KernelArgs MakeKernelArgs(const Problem& p, const Config& config, const B
   a.result_feature_major = p.op == Op::kSpmm    ? y_feature_major
                            : p.op == Op::kSpmmT ? x_feature_major
                                                 : false;
-  const int64_t second_extent = p.op == Op::kSddmm ? p.rows : p.cols;
+  const int64_t second_extent = p.op == Op::kSddmm ? p.rows : p.values_cols;
   const int64_t result_extent = p.op == Op::kSddmm       ? p.cols
                                 : a.result_feature_major ? p.rows
                                 : p.op == Op::kSpmm      ? p.cols

@@ -25,24 +25,26 @@ CUtensorMapDataType MapType(DType dtype) {
                                      : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
 }
 
-// A batch of matrices of contiguous lines; `lines` of them are visible out of every `pitch_lines`.
+// A batch of matrices of contiguous lines. Of every line `length` elements are visible out of
+// `pitch`, and of every matrix `lines` out of `pitch_lines`.
 struct Lines {
   const void* data;
   DType dtype;
   int64_t length;
+  int64_t pitch;
   int64_t lines;
   int64_t pitch_lines;
   int64_t batch;
 };
 
-// Boxes of one 128-byte line by `box_lines`, stored with the 128-byte swizzle. What lies beyond the
-// visible lines reads as zeros and is not written.
+// Boxes of one 128-byte line by `box_lines`, stored with the 128-byte swizzle. What is not visible
+// reads as zeros and is not written.
 cudaError_t MakeMap(const Lines& m, int32_t box_lines, CUtensorMap* map) {
   const int64_t width = ByteWidth(m.dtype);
   const cuuint64_t extents[] = {static_cast<cuuint64_t>(m.length), static_cast<cuuint64_t>(m.lines),
                                 static_cast<cuuint64_t>(m.batch)};
-  const cuuint64_t strides[] = {static_cast<cuuint64_t>(m.length * width),
-                                static_cast<cuuint64_t>(m.length * m.pitch_lines * width)};
+  const cuuint64_t strides[] = {static_cast<cuuint64_t>(m.pitch * width),
+                                static_cast<cuuint64_t>(m.pitch * m.pitch_lines * width)};
   const cuuint32_t box[] = {static_cast<cuuint32_t>(kHopperLineBytes / width),
                             static_cast<cuuint32_t>(box_lines), 1};
   const cuuint32_t steps[] = {1, 1, 1};
@@ -51,6 +53,21 @@ cudaError_t MakeMap(const Lines& m, int32_t box_lines, CUtensorMap* map) {
       CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
       CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+HopperRaster MakeRaster(const TileCounts& tiles, int32_t band_cols) {
+  const int32_t row_tiles = tiles.outer, col_tiles = tiles.inner;
+  HopperRaster r{};
+  r.per_batch = row_tiles * col_tiles;
+  r.per_band = row_tiles * band_cols;
+  r.band_cols = band_cols;
+  r.last_band = CeilDiv(col_tiles, band_cols) - 1;
+  r.last_cols = col_tiles - r.last_band * band_cols;
+  r.by_batch = MakeDivisor(r.per_batch);
+  r.by_band = MakeDivisor(r.per_band);
+  r.by_band_cols = MakeDivisor(r.band_cols);
+  r.by_last_cols = MakeDivisor(r.last_cols);
+  return r;
 }
 
 HopperArgs MakeHopperArgs(const Problem& p, const Config& config, const Buffers& b) {
@@ -70,12 +87,11 @@ HopperArgs MakeHopperArgs(const Problem& p, const Config& config, const Buffers&
   a.valid_kept = static_cast<int32_t>(ValidKept(p.depth, p.n, p.m));
   a.groups = static_cast<int32_t>(p.groups);
   a.m = p.m;
-  a.vector_length = p.vector_length;
+  a.by_vector_length = MakeDivisor(EffectiveVectorLength(p));
   a.by_n = MakeDivisor(p.n);
   a.steps = Steps(p, config);
-  a.row_tiles = tiles.outer;
-  a.col_tiles = tiles.inner;
-  a.raster_cols = config.raster_cols;
+  a.by_steps = MakeDivisor(a.steps);
+  a.raster = MakeRaster(tiles, config.raster_cols);
   a.tiles = static_cast<int32_t>(p.batch * tiles.outer * tiles.inner);
   a.whole_tiles = a.tiles - config.shared_tiles;
   a.result_feature_major = p.y_layout == Layout::kFeatureMajor;
@@ -93,7 +109,7 @@ cudaError_t MakeResultMap(const Problem& p, const void* data, CUtensorMap* map) 
   const int64_t lines = feature_major ? p.cols : p.rows;
   // A round of the epilogue is 64 columns, or as many rows as a line has elements.
   const int32_t box_lines = feature_major ? 64 : kHopperLineBytes / ByteWidth(p.result_dtype);
-  return MakeMap({data, p.result_dtype, length, lines, lines, p.batch}, box_lines, map);
+  return MakeMap({data, p.result_dtype, length, length, lines, lines, p.batch}, box_lines, map);
 }
 
 }  // namespace
@@ -119,8 +135,9 @@ cudaError_t LaunchHopper(const Problem& p, const Config& config, const void* fun
   }
   HopperArgs args = MakeHopperArgs(p, config, b);
   HopperMaps maps{};
-  cudaError_t error = MakeMap({b.second, p.dtype, p.cols, args.valid_kept, p.kept, p.batch},
-                              config.block_kept, &maps.values);
+  cudaError_t error =
+      MakeMap({b.second, p.dtype, p.cols, p.values_cols, args.valid_kept, p.kept, p.batch},
+              config.block_kept, &maps.values);
   if (error != cudaSuccess) return error;
   error = MakeResultMap(p, b.result, &maps.result);
   if (error != cudaSuccess) return error;

@@ -262,6 +262,8 @@ __device__ __forceinline__ void PinRegisters(float (&d)[kCount]) {
 template <class T>
 struct OperandTag {};
 
+JAX_NM_WGMMA(OperandTag<__nv_bfloat16>, "bf16", 64, 32, "%32", "%33", "%34")
+JAX_NM_WGMMA(OperandTag<__half>, "f16", 64, 32, "%32", "%33", "%34")
 JAX_NM_WGMMA(OperandTag<__nv_bfloat16>, "bf16", 128, 64, "%64", "%65", "%66")
 JAX_NM_WGMMA(OperandTag<__nv_bfloat16>, "bf16", 256, 128, "%128", "%129", "%130")
 JAX_NM_WGMMA(OperandTag<__half>, "f16", 256, 128, "%128", "%129", "%130")

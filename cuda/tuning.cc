@@ -101,6 +101,8 @@ Config BaseConfig(const KernelInfo& kernel, int32_t element_bytes) {
     case KernelId::kSpmmHopper128x128:
     case KernelId::kSpmmHopper256x64x2:
     case KernelId::kSpmmHopper128x64x2:
+    case KernelId::kSpmmHopper64x128:
+    case KernelId::kSpmmHopper64x64x2:
       break;
   }
   return Config{};

@@ -38,10 +38,9 @@ constexpr Shape MakeShape(double step_cycles) {
 }
 
 constexpr Shape kShapes[] = {
-    MakeShape<Hopper256x128>(1110.0),
-    MakeShape<Hopper256x64x2>(800.0),
-    MakeShape<Hopper128x128>(750.0),
-    MakeShape<Hopper128x64x2>(600.0),
+    MakeShape<Hopper256x128>(1110.0), MakeShape<Hopper256x64x2>(800.0),
+    MakeShape<Hopper128x128>(750.0),  MakeShape<Hopper128x64x2>(600.0),
+    MakeShape<Hopper64x128>(480.0),   MakeShape<Hopper64x64x2>(420.0),
 };
 
 const Shape* FindShape(KernelId kernel) {
@@ -107,13 +106,17 @@ std::string HopperReason(const Problem& p, KernelId kernel) {
     return "needs something to multiply, got an empty operand";
   }
   if (p.rows % 8 != 0) return MultipleOf8("rows", p.rows);
-  if (p.cols % 8 != 0) return MultipleOf8("cols", p.cols);
+  if (p.values_cols % 8 != 0) return MultipleOf8("the length of a row of values", p.values_cols);
+  if (p.y_layout == Layout::kRowMajor && p.cols * ByteWidth(p.result_dtype) % 16 != 0) {
+    return "needs a row-major y to have rows of whole 16 bytes, got " + std::to_string(p.cols) +
+           " columns";
+  }
   if (p.vector_length % s.group_cols != 0 && p.vector_length < p.cols) {
     return "needs a vector_length that is a multiple of " + std::to_string(s.group_cols) +
            " or spans all columns, got " + std::to_string(p.vector_length);
   }
   if (std::max({p.rows, p.depth, p.cols, p.kept, p.batch}) > kMaxDimension ||
-      p.depth * p.rows / 8 >= int64_t{kHopperNoLine} || p.kept * p.cols * 2 >= kMaxStride ||
+      p.depth * p.rows / 8 >= int64_t{kHopperNoLine} || p.kept * p.values_cols * 2 >= kMaxStride ||
       p.rows * p.cols * 4 >= kMaxStride) {
     return "needs dimensions that tensor maps and 32-bit offsets hold";
   }

@@ -77,17 +77,17 @@ void Define(nb::module_& m, const char* name, Result (*function)(const Problem&,
                  int64_t batch, int64_t rows, int64_t depth, int64_t cols, int32_t n, int32_t m,
                  int32_t vector_length, bool x_feature_major, bool y_feature_major, bool allow_tf32,
                  int32_t kernel, int32_t arch, const std::string& activation, bool has_bias,
-                 More... more) {
+                 bool padded_values, More... more) {
         return function(NamedProblem(op, dtype, result_dtype, batch, rows, depth, cols, n, m,
                                      vector_length, x_feature_major, y_feature_major, allow_tf32,
-                                     kernel, arch, activation, has_bias),
+                                     kernel, arch, activation, has_bias, padded_values),
                         more...);
       },
       nb::arg("op"), nb::arg("dtype"), nb::arg("result_dtype"), nb::arg("batch"), nb::arg("rows"),
       nb::arg("depth"), nb::arg("cols"), nb::arg("n"), nb::arg("m"), nb::arg("vector_length"),
       nb::arg("x_feature_major"), nb::arg("y_feature_major"), nb::arg("allow_tf32"),
       nb::arg("kernel"), nb::arg("arch"), nb::arg("activation") = "", nb::arg("has_bias") = false,
-      arguments..., doc);
+      nb::arg("padded_values") = false, arguments..., doc);
 }
 
 NB_MODULE(_tuning, m) {

@@ -26,6 +26,8 @@ const std::vector<KernelInfo>& Kernels() {
       {KernelId::kSpmmHopper128x128, "spmm_hopper_128x128", Op::kSpmm, kGather},
       {KernelId::kSpmmHopper256x64x2, "spmm_hopper_256x64x2", Op::kSpmm, kGather},
       {KernelId::kSpmmHopper128x64x2, "spmm_hopper_128x64x2", Op::kSpmm, kGather},
+      {KernelId::kSpmmHopper64x128, "spmm_hopper_64x128", Op::kSpmm, kGather},
+      {KernelId::kSpmmHopper64x64x2, "spmm_hopper_64x64x2", Op::kSpmm, kGather},
       {KernelId::kSpmm128x128Window, "spmm_128x128_window", Op::kSpmm, kWindow},
       {KernelId::kSpmm128x128Gather, "spmm_128x128_gather", Op::kSpmm, kGather},
       {KernelId::kSpmm64x64Window, "spmm_64x64_window", Op::kSpmm, kWindow},

@@ -21,6 +21,7 @@ import numpy as np
 from jax_nm import _reference
 
 if TYPE_CHECKING:
+    from jax_nm._pattern import Pattern
     from jax_nm._primitives import Spec
 
 try:
@@ -281,6 +282,9 @@ def _ffi(
         "sddmm": (x_order, y_order, weight_order),
     }[op]
 
+    if op == "spmm" and pads_values(platform, dtype, cols, pattern, x_fm, y_fm):
+        second = jnp.pad(second, ((0, 0), (0, 0), (0, -cols % 8)))
+
     operands = [first, second, indices]
     operand_orders: list[tuple[int, ...]] = [first_order, second_order, weight_order]
     results = [jax.ShapeDtypeStruct(shape, result_dtype)]
@@ -367,6 +371,27 @@ def row_padding(
     return -rows % (16 // dtype.itemsize)
 
 
+def pads_values(
+    platform: str | None,
+    dtype: Any,
+    cols: int,
+    pattern: Pattern,
+    x_fm: bool,
+    y_fm: bool,
+) -> bool:
+    """Whether rows of values are padded to 16 bytes, to reach the tensor cores.
+
+    The kernels for Hopper fetch values by TMA, whose rows begin at multiples of 16
+    bytes. One copy of the weight costs less than the kernels that need no alignment.
+    """
+    long_vectors = pattern.vector_length % 64 == 0 or pattern.vector_length >= cols
+    aligned = cols % 8 == 0
+    half = np.dtype(dtype).itemsize == 2
+    return (
+        platform == "cuda" and half and x_fm and y_fm and long_vectors and not aligned
+    )
+
+
 def problem_arguments(
     op: str,
     dtype: Any,
@@ -400,6 +425,7 @@ def problem_arguments(
         spec.arch,
         activation or "",
         has_bias,
+        op == "spmm" and pads_values("cuda", dtype, cols, pattern, x_fm, y_fm),
     )
 
 

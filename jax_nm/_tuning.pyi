@@ -20,6 +20,7 @@ def choose(
     arch: int,
     activation: str = "",
     has_bias: bool = False,
+    padded_values: bool = False,
     wgmma: bool = True,
 ) -> dict[str, Any]:
     """What runs for this problem: {"kernel", "config", "why", "rejected",
@@ -47,6 +48,7 @@ def workspace_bytes(
     arch: int,
     activation: str = "",
     has_bias: bool = False,
+    padded_values: bool = False,
 ) -> int:
     """Bytes of scratch memory that the call is given."""
 

@@ -117,9 +117,9 @@ _RAGGED = [
     _problem("batched_lead", (3, 5), 22, 20, "3:8:4", batch=(2, 2)),
 ]
 
-# What the tensor cores of Hopper take: rows and cols that are multiples of 8, a vector
-# length that is one of 64 or spans all columns. Tiles are 128 or 256 by 128, they step
-# over 32 or 64 slots in a ring of 4 or 6 stages, and 132 blocks walk over them; where
+# What the tensor cores of Hopper take: rows that are a multiple of 8, a vector length
+# that is one of 64 or spans all columns. Tiles are 64, 128 or 256 by 128, they step
+# over 32 or 64 slots in a ring of 4 to 8 stages, and 132 blocks walk over them; where
 # that leaves blocks idle, they share the slots of a tile.
 _HOPPER = [
     _problem("hopper_64", 72, 200, 392, "12:32:64"),
@@ -133,6 +133,9 @@ _HOPPER = [
     _problem("hopper_many_tiles", 264, 40, 136, "8:32:256", batch=(45,)),
     _problem("hopper_bands", 1032, 40, 1160, "8:32:128"),
     _problem("hopper_shared_tiles", 136, 16000, 264, "16:32:128"),
+    _problem("hopper_shared_batched", 136, 8200, 200, "16:32:64", batch=(3,)),
+    _problem("hopper_odd_cols", 136, 520, 393, "8:32:128"),
+    _problem("hopper_odd_cols_batched", 72, 100, 131, "8:32:64", batch=(2,)),
 ]
 _HOPPER_ROUNDS = _problem("hopper_shared_last", 136, 4096, 17000, "8:32:128")
 

@@ -55,7 +55,7 @@ def lowered_problems(monkeypatch, x, w, **options) -> dict:
     return seen
 
 
-ARCH = -3  # in the arguments of the tuning functions
+ARCH = -4  # in the arguments of the tuning functions
 
 CALLS = {
     "plain": {},
@@ -95,7 +95,8 @@ def test_explain_plans_the_call_that_is_lowered(
 
         monkeypatch.setattr(_tuning, "choose", choose)
         jax_nm.explain(x, w, op=op, arch=90, **options)
-        # The architecture, in front of the epilogue, is left to the device.
+        # The architecture, in front of the epilogue and the padding, is left to the
+        # device.
         assert planned == [(*expected[op][:ARCH], 90, *expected[op][ARCH + 1 :])]
         assert expected[op][ARCH] == 0
 

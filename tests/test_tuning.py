@@ -384,7 +384,11 @@ def test_half_precision_runs_on_the_tensor_cores_of_hopper(arch):
         (dict(arch=100), "needs a device of compute capability 9.0 .* got sm_100"),
         (dict(x_feature_major=False), "needs a feature-major x"),
         (dict(rows=4097), "needs rows to be a multiple of 8, .* got 4097"),
-        (dict(cols=4100), "needs cols to be a multiple of 8, .* got 4100"),
+        (dict(cols=4100), "needs the length of a row of values to be a multiple of 8"),
+        (
+            dict(cols=4100, padded_values=True, y_feature_major=False),
+            "needs a row-major y to have rows of whole 16 bytes, got 4100 columns",
+        ),
         (
             dict(pattern=(8, 32, 96)),
             "needs a vector_length that is a multiple of (64|128|256) or spans all "
