@@ -20,6 +20,7 @@ constexpr int32_t kHopperLineBytes = 128;                         // a line of t
 constexpr int32_t kHopperLineElements = kHopperLineBytes / 2;
 constexpr int32_t kHopperLines = 64;                            // gathered per stage
 constexpr int32_t kHopperStagingBytes = 64 * kHopperLineBytes;  // one round of the epilogue
+constexpr int32_t kHopperWarpCols = 16;                         // of a consumer's 64 columns
 constexpr int32_t kHopperMaxStages = 8;
 constexpr uint32_t kHopperNoLine = UINT32_MAX;  // the offset, in 16 bytes, of a line of zeros
 
@@ -54,9 +55,12 @@ struct HopperTile {
   static constexpr int32_t kBarrierOffset = kRingOffset + kStages * kStageBytes;
   static constexpr int32_t kSharedBytes = kBarrierOffset + kBarrierBytes + 1024;
 
-  // How many later stages the producer issues before it waits for the copies of a stage. Consumers
-  // hold two stages.
-  static constexpr int32_t kLag = kStages / 2 - 1;
+  // Warps that fill a stage together. A warp that announces its lines waits for all of its copies,
+  // also for those of later stages: where a stage is small that latency would set the pace, so that
+  // there every warp fills stages of its own. Of the largest stages too few fit in shared memory.
+  static constexpr int32_t kTeamWarps = kBlockRows == 256 ? 4 : 1;
+  // How many later stages a warp fills before it announces one. Consumers hold two stages.
+  static constexpr int32_t kLag = kTeamWarps == 4 ? kStages / 2 - 1 : 0;
 
   // Of a thread after the roles have parted. Consumers of few rows need fewer.
   static constexpr int kProducerRegisters = kBlockRows == 256 ? 72 : 104;
@@ -70,6 +74,7 @@ struct HopperTile {
   static_assert(kGroups == 1 || kGroups == 2, "a consumer has one group");
   static_assert(kBlockRows == 64 || kBlockRows == 128 || kBlockRows == 256,
                 "these widths of wgmma are wrapped");
+  static_assert(kStages >= 4, "each of four warps may have a stage of its own");
   static_assert(kLag <= kStages - 2, "consumers free a stage only after they have the next one");
   static_assert(kBlockKept % 16 == 0, "a step is whole wgmma steps");
   static_assert(kXSlabBytes % 1024 == 0 && kValuesSlabBytes % 1024 == 0 && kRingOffset % 1024 == 0,

@@ -29,8 +29,8 @@ class HopperConsumer {
     Rounded waiting;  // the tile before, on its way out
     HopperCoordinates waiting_at{};
     bool waits = false;
-    HopperWork work = walk.Work(0);
     for (int32_t i = 0; i < count; ++i) {
+      const HopperWork work = walk.Work(i);
       const int32_t steps = work.last_step - work.first_step;
       float sums[kSums];
       int32_t step = 0;
@@ -44,18 +44,16 @@ class HopperConsumer {
       }
       for (; step < steps; ++step) Step(sums, step);
       // While the last products are under way.
-      const HopperPart part = work.part;
       const HopperCoordinates at = args_.raster.Locate(work.tile);
       const Bias bias = LoadBias(at);
-      work = walk.Work(i + 1);
       ptx::WgmmaWait<0>();
-      Release(ring_.Before(1));
+      if constexpr (!kHopperFreesEarly) Release(ring_.Before(1));
       ptx::PinRegisters(sums);
-      if (part == HopperPart::kHead) {
+      if (work.part == HopperPart::kHead) {
         LeaveSums(sums);
         continue;
       }
-      if (part == HopperPart::kTail) AddSums(sums, walk.FirstHead());
+      if (work.part == HopperPart::kTail) AddSums(sums, walk.FirstHead());
       if (args_.bias != nullptr) AddBias(sums, bias);
       if (args_.emits_sum) {
         Staging::Round(sums, waiting);
@@ -73,7 +71,7 @@ class HopperConsumer {
     if constexpr (kDefers) {
       if (waits) StoreRounds(waiting, &maps_.result, waiting_at);
     }
-    if (IsLeader()) ptx::WaitStores();
+    if (lane_ == 0) ptx::WaitStores();
   }
 
  private:
@@ -90,11 +88,12 @@ class HopperConsumer {
 
   __device__ __forceinline__ void Step(float (&sums)[kSums], int32_t step) {
     ptx::BarrierWait(shared_.Full(ring_.stage), ring_.parity);
+    if constexpr (kHopperFreesEarly) Release(ring_.stage);
     TestDelay();
     Multiply(sums, step > 0);
     // With this step's products queued, those of the step before are soon done.
     ptx::WgmmaWait<1>();
-    if (step > 0) Release(ring_.Before(1));
+    if (step > 0 && !kHopperFreesEarly) Release(ring_.Before(1));
     ring_.Advance();
   }
 
@@ -203,28 +202,34 @@ class HopperConsumer {
   __device__ __forceinline__ void StoreRound(const Rounded& rounded, int32_t round,
                                              const CUtensorMap* map, const HopperCoordinates& at) {
     const uint32_t staging = shared_.Staging(consumer_, buffer_);
-    if (IsLeader()) ptx::WaitStoresRead<1>();
-    Sync();
+    const int32_t row = at.row_tile * Tile::kBlockRows + round * Staging::kLine;
+    const int32_t col = FirstCol(at);
     if (args_.result_feature_major) {
+      // Every warp stores its own columns, and waits for no other.
+      if (lane_ == 0) ptx::WaitStoresRead<1>();
+      __syncwarp();
       Staging::FeatureMajor(staging, rounded, round, warp_, lane_);
+      ptx::FenceProxyAsync();
+      __syncwarp();
+      if (lane_ == 0) {
+        ptx::StoreBox(map, staging + warp_ * kHopperWarpCols * kHopperLineBytes, row,
+                      col + warp_ * kHopperWarpCols, at.batch);
+        ptx::CommitStores();
+      }
     } else {
+      if (IsLeader()) ptx::WaitStoresRead<1>();
+      Sync();
       Staging::RowMajor(staging, rounded, round, warp_, lane_);
-    }
-    ptx::FenceProxyAsync();
-    Sync();
-    if (IsLeader()) {
-      const int32_t row = at.row_tile * Tile::kBlockRows + round * Staging::kLine;
-      const int32_t col = FirstCol(at);
-      if (args_.result_feature_major) {
-        ptx::StoreBox(map, staging, row, col, at.batch);
-      } else {
+      ptx::FenceProxyAsync();
+      Sync();
+      if (IsLeader()) {
 #pragma unroll
         for (int32_t slab = 0; slab < Staging::kRowMajorSlabs; ++slab) {
           ptx::StoreBox(map, staging + slab * Staging::kLine * kHopperLineBytes,
                         col + slab * Staging::kLine, row, at.batch);
         }
+        ptx::CommitStores();
       }
-      ptx::CommitStores();
     }
     buffer_ ^= 1;
   }

@@ -7,41 +7,74 @@
 
 namespace jax_nm {
 
-// Each warp gathers 16 of a stage's 64 lines. Lane l owns the index of its warp's line l % 16;
-// every line's offset then reaches the lanes that copy it by a shuffle.
+// Teams of warps take the steps in turns, and each warp of a team gathers an even share of the 64
+// lines. The lane that owns a line computes where it comes from; a shuffle brings that to the lanes
+// that copy it.
 template <class Tile>
 class HopperProducer {
  public:
   __device__ __forceinline__ HopperProducer(const HopperArgs& args, const CUtensorMap* values_map,
-                                            const HopperShared<Tile>& shared)
+                                            const HopperShared<Tile>& shared, int32_t warp)
       : args_(args),
         values_map_(values_map),
         shared_(shared),
-        lane_(threadIdx.x % 32),
-        first_line_(threadIdx.x / 32 * kWarpLines) {}
+        team_(warp / Tile::kTeamWarps),
+        first_line_(warp % Tile::kTeamWarps * kWarpLines),
+        lane_(threadIdx.x % 32) {}
 
   __device__ __forceinline__ void Run() {
     const HopperWalk walk(args_, blockIdx.x, gridDim.x);
     const int32_t count = walk.Count();
-    IndexQueue queue(*this, walk, count);
-    for (int32_t i = 0; i < count; ++i) {
-      const HopperWork work = walk.Work(i);
-      const HopperCoordinates at = args_.raster.Locate(work.tile);
+    HopperWork work{};
+    int32_t i = -1;
+    int32_t others = team_;  // steps of the next tile that come before this team's first one
+    const auto next_tile = [&] {
+      while (++i < count) {
+        work = walk.Work(i);
+        if (kTeams == 1) return true;
+        const int32_t steps = work.last_step - work.first_step;
+        if (others < steps) {
+          work.first_step += others;
+          return true;
+        }
+        others -= steps;
+      }
+      return false;
+    };
+    if (!next_tile()) return;
+    ring_.Advance(team_);
+    HopperCoordinates at = args_.raster.Locate(work.tile);
+    Owned<const uint8_t*> indices = Indices(at);
+    Owned<uint32_t> index = Fetch(indices, work.first_step);
+    for (bool more = true; more;) {
       const int32_t row = at.row_tile * Tile::kBlockRows + lane_ % 8 * 8;
       const char* x = static_cast<const char*>(args_.x) + at.batch * args_.x_batch_bytes + row * 2;
       const int32_t rows_left = args_.rows - row;
-      for (int32_t step = work.first_step; step < work.last_step; ++step) {
-        const uint32_t offset = Offset(step, queue.Front());
-        if (kHopperWaitsForStages) {
-          ptx::BarrierWait(shared_.Empty(ring_.stage), ring_.parity ^ 1);
+      const int32_t first_col = at.col_tile * Tile::kBlockCols;
+      const int32_t batch = at.batch;
+      const int32_t last_step = work.last_step;
+      for (int32_t step = work.first_step; step < last_step; step += kTeams) {
+        const Owned<uint32_t> offsets = Offsets(step, index);
+        // One turn ahead, and across tiles, so that no copy waits for an index.
+        if (step + kTeams < last_step) {
+          index = Fetch(indices, step + kTeams);
+        } else {
+          others = step + kTeams - last_step;
+          more = next_tile();
+          if (more) {
+            at = args_.raster.Locate(work.tile);
+            indices = Indices(at);
+            index = Fetch(indices, work.first_step);
+          }
         }
+        ptx::BarrierWait(shared_.Empty(ring_.stage), ring_.parity ^ 1);
         TestDelay();
-        if (threadIdx.x == 0) FetchValues(at, step);
+        if (first_line_ == 0 && lane_ == 0) FetchValues(first_col, step, batch);
         __syncwarp();
         if ((step + 1) * Tile::kBlockKept <= args_.valid_kept) {
-          Gather<false>(x, rows_left, offset);
+          Gather<false>(x, rows_left, offsets);
         } else {
-          Gather<true>(x, rows_left, offset);
+          Gather<true>(x, rows_left, offsets);
         }
         ptx::CommitGroup();
         if (in_flight_ == Tile::kLag) {
@@ -49,97 +82,81 @@ class HopperProducer {
         } else {
           ++in_flight_;
         }
-        ring_.Advance();
-        queue.Pop();
+        ring_.Advance(kTeams);
       }
     }
     for (; in_flight_ > 0; --in_flight_) Announce<0>(in_flight_);
   }
 
  private:
-  static constexpr int32_t kWarpLines = kHopperLines / kWarpgroupWarps;
+  static constexpr int32_t kTeams = kWarpgroupWarps / Tile::kTeamWarps;
+  static constexpr int32_t kWarpLines = kHopperLines / Tile::kTeamWarps;
   static constexpr int32_t kSlabs = Tile::kBlockRows / kHopperLineElements;
+  static_assert(kTeams == 1 || Tile::kLag == 0, "Announce counts the steps of one team");
 
-  // The indices of the steps to come, two steps ahead and across tiles: they come from memory when
-  // a group is first met.
-  class IndexQueue {
-   public:
-    __device__ __forceinline__ IndexQueue(const HopperProducer& producer, const HopperWalk& walk,
-                                          int32_t count)
-        : producer_(producer), walk_(walk), count_(count) {
-      Enter();
-      first_ = Fetch();
-      second_ = Fetch();
-    }
-    __device__ __forceinline__ uint8_t Front() const { return first_; }
-    __device__ __forceinline__ void Pop() {
-      first_ = second_;
-      second_ = Fetch();
-    }
-
-   private:
-    __device__ __forceinline__ void Enter() {
-      if (i_ == count_) return;
-      const HopperWork work = walk_.Work(i_);
-      step_ = work.first_step;
-      last_step_ = work.last_step;
-      indices_ = producer_.Indices(producer_.args_.raster.Locate(work.tile));
-    }
-    __device__ __forceinline__ uint8_t Fetch() {
-      if (i_ == count_) return 0;
-      const uint8_t index = producer_.Fetch(indices_, step_);
-      if (++step_ == last_step_) {
-        ++i_;
-        Enter();
-      }
-      return index;
-    }
-
-    const HopperProducer& producer_;
-    const HopperWalk& walk_;
-    const int32_t count_;
-    int32_t i_ = 0;
-    int32_t step_ = 0;
-    int32_t last_step_ = 0;
-    const uint8_t* indices_ = nullptr;
-    uint8_t first_;
-    uint8_t second_;
+  // What a lane holds for the lines of its warp that it owns: line l % 32 and every 32nd from it.
+  static constexpr int32_t kOwned = (kWarpLines + 31) / 32;
+  template <class T>
+  struct Owned {
+    T of[kOwned];
   };
-
-  // The line of the stage that this lane owns, and its slot in the step.
-  __device__ __forceinline__ int32_t OwnedLine() const { return first_line_ + lane_ % kWarpLines; }
-  __device__ __forceinline__ int32_t OwnedSlot() const { return OwnedLine() % Tile::kBlockKept; }
-
-  __device__ __forceinline__ const uint8_t* Indices(const HopperCoordinates& at) const {
-    const int32_t col =
-        at.col_tile * Tile::kBlockCols + OwnedLine() / Tile::kBlockKept * Tile::kGroupCols;
-    const int32_t group = min(args_.by_vector_length.Quotient(col), args_.groups - 1);
-    return args_.indices + at.batch * args_.indices_batch + int64_t{group} * args_.kept +
-           OwnedSlot();
+  __device__ __forceinline__ int32_t OwnedLine(int32_t i) const {
+    return first_line_ + i * 32 + lane_ % kWarpLines;
+  }
+  __device__ __forceinline__ int32_t OwnedSlot(int32_t i) const {
+    return OwnedLine(i) % Tile::kBlockKept;
   }
 
-  __device__ __forceinline__ uint8_t Fetch(const uint8_t* indices, int32_t step) const {
+  __device__ __forceinline__ Owned<const uint8_t*> Indices(const HopperCoordinates& at) const {
+    Owned<const uint8_t*> indices;
+#pragma unroll
+    for (int32_t i = 0; i < kOwned; ++i) {
+      const int32_t col =
+          at.col_tile * Tile::kBlockCols + OwnedLine(i) / Tile::kBlockKept * Tile::kGroupCols;
+      const int32_t group = min(args_.by_vector_length.Quotient(col), args_.groups - 1);
+      indices.of[i] = args_.indices + at.batch * args_.indices_batch +
+                      int64_t{group} * args_.kept + OwnedSlot(i);
+    }
+    return indices;
+  }
+
+  // Widened at once: moving a byte into its place would wait for the load here, before its step,
+  // which took 1.12 times as long.
+  __device__ __forceinline__ Owned<uint32_t> Fetch(const Owned<const uint8_t*>& indices,
+                                                   int32_t step) const {
     const int32_t first_slot = step * Tile::kBlockKept;
-    return first_slot + OwnedSlot() < args_.valid_kept ? __ldg(indices + first_slot) : 0;
+    Owned<uint32_t> fetched;
+#pragma unroll
+    for (int32_t i = 0; i < kOwned; ++i) {
+      const bool is_valid = first_slot + OwnedSlot(i) < args_.valid_kept;
+      fetched.of[i] = is_valid ? uint32_t{__ldg(indices.of[i] + first_slot)} : 0u;
+    }
+    return fetched;
   }
 
-  // Where the feature that the owned slot reads begins in x, in units of 16 bytes.
-  __device__ __forceinline__ uint32_t Offset(int32_t step, uint8_t index) const {
-    const int32_t slot = step * Tile::kBlockKept + OwnedSlot();
-    const int32_t in_window = min(static_cast<int32_t>(index), args_.m - 1);
-    const int32_t source = min(args_.by_n.Quotient(slot) * args_.m + in_window, args_.depth - 1);
-    const uint32_t pitch = static_cast<uint32_t>(args_.rows) / 8;
-    return slot < args_.valid_kept ? source * pitch : kHopperNoLine;
+  // Where the features that the owned slots read begin in x, in units of 16 bytes.
+  __device__ __forceinline__ Owned<uint32_t> Offsets(int32_t step,
+                                                     const Owned<uint32_t>& index) const {
+    Owned<uint32_t> offsets;
+#pragma unroll
+    for (int32_t i = 0; i < kOwned; ++i) {
+      const int32_t slot = step * Tile::kBlockKept + OwnedSlot(i);
+      const int32_t in_window = min(static_cast<int32_t>(index.of[i]), args_.m - 1);
+      const int32_t source = min(args_.by_n.Quotient(slot) * args_.m + in_window, args_.depth - 1);
+      const uint32_t pitch = static_cast<uint32_t>(args_.rows) / 8;
+      offsets.of[i] = slot < args_.valid_kept ? source * pitch : kHopperNoLine;
+    }
+    return offsets;
   }
 
-  __device__ __forceinline__ void FetchValues(const HopperCoordinates& at, int32_t step) const {
+  __device__ __forceinline__ void FetchValues(int32_t first_col, int32_t step,
+                                              int32_t batch) const {
     const uint32_t full = shared_.Full(ring_.stage);
     ptx::BarrierArriveExpect(full, Tile::kValuesBytes);
 #pragma unroll
     for (int32_t slab = 0; slab < Tile::kValuesSlabs; ++slab) {
       ptx::LoadBox(shared_.Values(ring_.stage) + slab * Tile::kValuesSlabBytes, values_map_, full,
-                   at.col_tile * Tile::kBlockCols + slab * kHopperLineElements,
-                   step * Tile::kBlockKept, at.batch);
+                   first_col + slab * kHopperLineElements, step * Tile::kBlockKept, batch);
     }
   }
 
@@ -148,13 +165,14 @@ class HopperProducer {
   // are permuted by the line's number, an exclusive or; that of line 4 + i differs from that of
   // line i by one bit.
   template <bool kPartial>
-  __device__ __forceinline__ void Gather(const char* x, int32_t rows_left, uint32_t owned) const {
+  __device__ __forceinline__ void Gather(const char* x, int32_t rows_left,
+                                         const Owned<uint32_t>& offsets) const {
     const int32_t chunk = lane_ % 8, line = lane_ / 8;
     const uint32_t to =
         shared_.X(ring_.stage) + (first_line_ + line) * kHopperLineBytes + (chunk ^ line) * 16;
 #pragma unroll
     for (int32_t i = 0; i < kWarpLines; i += 4) {
-      const uint32_t offset = __shfl_sync(0xffffffffu, owned, i + line);
+      const uint32_t offset = __shfl_sync(0xffffffffu, offsets.of[i / 32], i % 32 + line);
       const bool nothing = kPartial && offset == kHopperNoLine;
       const char* from = x + uint64_t{offset} * 16;
 #pragma unroll
@@ -181,8 +199,9 @@ class HopperProducer {
   const HopperArgs& args_;
   const CUtensorMap* values_map_;
   const HopperShared<Tile> shared_;
-  const int32_t lane_;
+  const int32_t team_;
   const int32_t first_line_;
+  const int32_t lane_;
   int32_t in_flight_ = 0;
   RingPosition<Tile::kStages> ring_;
 };

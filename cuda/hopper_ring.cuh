@@ -40,12 +40,12 @@ struct HopperShared {
 };
 
 // Builds with JAX_NM_TEST_DELAYS hold warps up at random wherever they hand something over, so that
-// a missing wait shows as a wrong result. Level 2 leaves one out on purpose: the producer no longer
-// waits until a stage is free, and the tests have to fail.
+// a missing wait shows as a wrong result. Level 2 breaks one on purpose: consumers free a stage before
+// they have read it, and the tests have to fail.
 #ifndef JAX_NM_TEST_DELAYS
 #define JAX_NM_TEST_DELAYS 0
 #endif
-constexpr bool kHopperWaitsForStages = JAX_NM_TEST_DELAYS < 2;
+constexpr bool kHopperFreesEarly = JAX_NM_TEST_DELAYS == 2;
 
 __device__ __forceinline__ void TestDelay() {
   if constexpr (JAX_NM_TEST_DELAYS > 0) {
@@ -65,9 +65,11 @@ struct RingPosition {
   int32_t stage = 0;
   uint32_t parity = 0;
 
-  __device__ __forceinline__ void Advance() {
-    if (++stage == kStages) {
-      stage = 0;
+  // By at most kStages steps.
+  __device__ __forceinline__ void Advance(int32_t steps = 1) {
+    stage += steps;
+    if (stage >= kStages) {
+      stage -= kStages;
       parity ^= 1;
     }
   }

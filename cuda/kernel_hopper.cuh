@@ -7,7 +7,7 @@
 //              they stage and store by TMA goes out while they multiply the next tile
 //
 // Blocks are persistent; HopperWalk says which tiles are whose. The ring of stages and its barriers
-// run on across tiles. `full` of a stage completes when the four producer warps and the values have
+// run on across tiles. `full` of a stage completes when the producer warps of its team and the values have
 // arrived, `empty` when the eight consumer warps have read it.
 //
 // Nothing that is not part of the product is multiplied: lines beyond `rows` and slots beyond
@@ -35,7 +35,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
     ptx::PrefetchTensorMap(&maps.values);
     ptx::PrefetchTensorMap(&maps.result);
     for (int32_t stage = 0; stage < Tile::kStages; ++stage) {
-      ptx::BarrierInit(shared.Full(stage), kWarpgroupWarps + 1);
+      ptx::BarrierInit(shared.Full(stage), Tile::kTeamWarps + 1);
       ptx::BarrierInit(shared.Empty(stage), kHopperConsumers * kWarpgroupWarps);
     }
     ptx::FenceBarrierInit();
@@ -44,10 +44,11 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
   __syncthreads();
   // The shuffle tells the compiler that a warp has one role, so that descriptors need no vector
   // registers.
-  const int32_t warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / kWarpgroupThreads, 0);
+  const int32_t warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0);
+  const int32_t warpgroup = warp / kWarpgroupWarps;
   if (warpgroup == 0) {
     ptx::DecreaseRegisters<Tile::kProducerRegisters>();
-    HopperProducer<Tile>(args, &maps.values, shared).Run();
+    HopperProducer<Tile>(args, &maps.values, shared, warp).Run();
   } else {
     ptx::IncreaseRegisters<Tile::kConsumerRegisters>();
     HopperConsumer<T, Out, Tile>(args, maps, shared, warpgroup - 1).Run();

@@ -107,8 +107,9 @@ cudaError_t MakeResultMap(const Problem& p, const void* data, CUtensorMap* map) 
   const bool feature_major = p.y_layout == Layout::kFeatureMajor;
   const int64_t length = feature_major ? p.rows : p.cols;
   const int64_t lines = feature_major ? p.cols : p.rows;
-  // A round of the epilogue is 64 columns, or as many rows as a line has elements.
-  const int32_t box_lines = feature_major ? 64 : kHopperLineBytes / ByteWidth(p.result_dtype);
+  // The columns of a warp, or as many rows as a line has elements.
+  const int32_t box_lines =
+      feature_major ? kHopperWarpCols : kHopperLineBytes / ByteWidth(p.result_dtype);
   return MakeMap({data, p.result_dtype, length, length, lines, lines, p.batch}, box_lines, map);
 }
 
