@@ -67,7 +67,8 @@ struct Config {
   int32_t warp_kept;     // spmm_t: slots that a warp multiplies at a time
   int32_t raster_cols;   // Hopper: column tiles that are walked before the next row tile
   int32_t blocks;        // Hopper: that the launch has, each of which walks over tiles
-  int32_t shared_tiles;  // Hopper: tiles whose slots are dealt out evenly to all blocks
+  int32_t shared_tiles;  // Hopper: tiles of which each is shared by the blocks of a cluster
+  int32_t cluster;       // Hopper: the blocks of a cluster
   int64_t shared_bytes;
 };
 

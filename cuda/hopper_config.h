@@ -66,8 +66,11 @@ struct HopperTile {
   static constexpr int kProducerRegisters = kBlockRows == 256 ? 72 : 104;
   static constexpr int kConsumerRegisters = kBlockRows == 256 ? 216 : 200;
 
-  // What a block leaves in the workspace for the block that completes a tile.
-  static constexpr int32_t kPartialBytes = kBlockRows * kBlockCols * 4;
+  // Whether the blocks of a cluster may share a tile. The consumers of the largest tiles have no
+  // registers for that, and where tiles are few, smaller ones are faster anyway.
+  static constexpr bool kShares = kBlockRows < 256;
+  // The sums that a block leaves where its ring was, for the other blocks of its cluster.
+  static constexpr int32_t kSumsBytes = kBlockRows * kBlockCols * 4;
 
   static_assert(128 * kProducerRegisters + 256 * kConsumerRegisters <= kHopperThreads * 168,
                 "the launch has 168 registers for each of 384 threads");
@@ -80,6 +83,7 @@ struct HopperTile {
   static_assert(kXSlabBytes % 1024 == 0 && kValuesSlabBytes % 1024 == 0 && kRingOffset % 1024 == 0,
                 "a slab is whole swizzle patterns");
   static_assert(kSharedBytes <= kHopperSharedBytes, "the stages fit in shared memory");
+  static_assert(kSumsBytes <= kStages * kStageBytes, "the sums fit in the ring");
 };
 
 using Hopper256x128 = HopperTile<KernelId::kSpmmHopper256x128, 256, 1>;
@@ -89,10 +93,8 @@ using Hopper128x64x2 = HopperTile<KernelId::kSpmmHopper128x64x2, 128, 2>;
 using Hopper64x128 = HopperTile<KernelId::kSpmmHopper64x128, 64, 1>;
 using Hopper64x64x2 = HopperTile<KernelId::kSpmmHopper64x64x2, 64, 2>;
 
-// The workspace begins with a flag for each consumer of each block, which is zero until the block
-// has left its sums there.
-constexpr int32_t kHopperFlagBytes = 4096;
-constexpr int32_t kHopperMaxBlocks = kHopperFlagBytes / 4 / kHopperConsumers;
+// Larger clusters take longer to meet than they save.
+constexpr int32_t kHopperMaxCluster = 4;
 
 struct HopperCoordinates {
   int32_t batch;
@@ -131,8 +133,6 @@ struct HopperArgs {
   const void* x;  // [batch, depth, rows]
   const uint8_t* indices;
   const float* bias;  // [batch, cols], or null
-  uint32_t* flags;    // of the workspace
-  float* partials;    // behind them
   int64_t x_batch_bytes;
   int64_t indices_batch;
   int32_t rows;
@@ -145,10 +145,10 @@ struct HopperArgs {
   Divisor by_vector_length;
   Divisor by_n;
   int32_t steps;  // of the whole reduction
-  Divisor by_steps;
   HopperRaster raster;
   int32_t tiles;        // of the whole launch
-  int32_t whole_tiles;  // of which each is one block's; the slots of the others are dealt out
+  int32_t whole_tiles;  // of which each is one block's; the others are shared by a cluster
+  int32_t cluster;      // its blocks
   bool result_feature_major;
   bool emits_sum;
   Activation activation;

@@ -49,27 +49,24 @@ class HopperConsumer {
       ptx::WgmmaWait<0>();
       if constexpr (!kHopperFreesEarly) Release(ring_.Before(1));
       ptx::PinRegisters(sums);
-      if (work.part == HopperPart::kHead) {
-        LeaveSums(sums);
-        continue;
-      }
-      if (work.part == HopperPart::kTail) AddSums(sums, walk.FirstHead());
+      const bool shared = Tile::kShares && work.shared;
+      if (shared) AddSums(sums);
       if (args_.bias != nullptr) AddBias(sums, bias);
       if (args_.emits_sum) {
         Staging::Round(sums, waiting);
-        StoreRounds(waiting, &maps_.sum, at);
+        StoreRounds(waiting, &maps_.sum, at, shared);
       }
       ActivateAll<sizeof(Out) == 2 && !std::is_same_v<Out, __half>>(args_.activation, sums);
       Staging::Round(sums, waiting);
-      if constexpr (kDefers) {
+      if (kDefers && !shared) {
         waiting_at = at;
         waits = true;
       } else {
-        StoreRounds(waiting, &maps_.result, at);
+        StoreRounds(waiting, &maps_.result, at, shared);
       }
     }
     if constexpr (kDefers) {
-      if (waits) StoreRounds(waiting, &maps_.result, waiting_at);
+      if (waits) StoreRounds(waiting, &maps_.result, waiting_at, false);
     }
     if (lane_ == 0) ptx::WaitStores();
   }
@@ -118,50 +115,49 @@ class HopperConsumer {
     if (lane_ == 0) ptx::BarrierArrive(shared_.Empty(stage));
   }
 
-  // ---- Tiles that several blocks compute ----
+  // ---- Tiles that the blocks of a cluster share ----
 
-  // Where a block's sums lie in the workspace: thread by thread, as the threads hold them.
-  __device__ __forceinline__ float4* Partial(int32_t block) const {
-    return reinterpret_cast<float4*>(args_.partials) +
-           int64_t{block * kHopperConsumers + consumer_} * (kSums / 4) * kWarpgroupThreads +
-           threadIdx.x % kWarpgroupThreads;
+  // Whether this block completes the round of the epilogue.
+  __device__ __forceinline__ bool Completes(int32_t round) const {
+    return round * args_.cluster / kRounds == static_cast<int32_t>(blockIdx.x) % args_.cluster;
   }
 
-  __device__ __forceinline__ uint32_t* Flag(int32_t block) const {
-    return args_.flags + block * kHopperConsumers + consumer_;
-  }
-
-  __device__ __forceinline__ void LeaveSums(const float (&sums)[kSums]) const {
-    float4* to = Partial(blockIdx.x);
+  // Every block leaves its sums in its shared memory, where the ring was, as its threads hold them;
+  // then each completes its rounds, in the order of the blocks.
+  __device__ __forceinline__ void AddSums(float (&sums)[kSums]) const {
+    constexpr uint32_t kPitch = kWarpgroupThreads * sizeof(float4);
+    // Behind this, both consumers have read the last stage.
+    ptx::NamedBarrierSync(1 + kHopperConsumers, kHopperConsumers * kWarpgroupThreads);
+    const uint32_t own = shared_.Sums(consumer_) + threadIdx.x % kWarpgroupThreads * sizeof(float4);
 #pragma unroll
     for (int32_t i = 0; i < kSums; i += 4) {
-      __stcg(to + i / 4 * kWarpgroupThreads,
-             make_float4(sums[i], sums[i + 1], sums[i + 2], sums[i + 3]));
+      ptx::StoreShared(own + i / 4 * kPitch,
+                       make_float4(sums[i], sums[i + 1], sums[i + 2], sums[i + 3]));
     }
-    __threadfence();
     TestDelay();
-    Sync();
-    if (IsLeader()) ptx::StoreRelease(Flag(blockIdx.x), 1);
-  }
-
-  // Adds what blocks from `first` up to this one have left, in that order.
-  __device__ __forceinline__ void AddSums(float (&sums)[kSums], int32_t first) const {
-    for (int32_t block = first; block < static_cast<int32_t>(blockIdx.x); ++block) {
-      if (IsLeader()) {
-        while (ptx::LoadAcquire(Flag(block)) == 0) {
+    ptx::ClusterSync();
+#pragma unroll
+    for (int32_t round = 0; round < kRounds; ++round) {
+      if (!Completes(round)) continue;
+      constexpr int32_t kRoundSums = kSums / kRounds;
+#pragma unroll
+      for (int32_t i = 0; i < kRoundSums; ++i) sums[round * kRoundSums + i] = 0.0f;
+      for (int32_t rank = 0; rank < args_.cluster; ++rank) {
+        const uint32_t from = ptx::PeerAddress(own, rank);
+#pragma unroll
+        for (int32_t i = round * kRoundSums; i < (round + 1) * kRoundSums; i += 4) {
+          const float4 part = ptx::LoadPeer(from + i / 4 * kPitch);
+          sums[i] += part.x;
+          sums[i + 1] += part.y;
+          sums[i + 2] += part.z;
+          sums[i + 3] += part.w;
         }
       }
-      Sync();
-      const float4* from = Partial(block);
-#pragma unroll
-      for (int32_t i = 0; i < kSums; i += 4) {
-        const float4 part = __ldcg(from + i / 4 * kWarpgroupThreads);
-        sums[i] += part.x;
-        sums[i + 1] += part.y;
-        sums[i + 2] += part.z;
-        sums[i + 3] += part.w;
-      }
     }
+    TestDelay();
+    // Behind this, the ring is the producer's again.
+    ptx::FenceProxyAsync();
+    ptx::ClusterSync();
   }
 
   // ---- Epilogue ----
@@ -193,10 +189,13 @@ class HopperConsumer {
     return at.col_tile * Tile::kBlockCols + consumer_ * 64;
   }
 
+  // All rounds, or those of a shared tile that this block completes.
   __device__ __forceinline__ void StoreRounds(const Rounded& rounded, const CUtensorMap* map,
-                                              const HopperCoordinates& at) {
+                                              const HopperCoordinates& at, bool shared) {
 #pragma unroll
-    for (int32_t round = 0; round < kRounds; ++round) StoreRound(rounded, round, map, at);
+    for (int32_t round = 0; round < kRounds; ++round) {
+      if (!shared || Completes(round)) StoreRound(rounded, round, map, at);
+    }
   }
 
   __device__ __forceinline__ void StoreRound(const Rounded& rounded, int32_t round,

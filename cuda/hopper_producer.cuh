@@ -27,6 +27,7 @@ class HopperProducer {
     const int32_t count = walk.Count();
     HopperWork work{};
     int32_t i = -1;
+    int32_t left = 0;        // tiles that lie behind this team
     int32_t others = team_;  // steps of the next tile that come before this team's first one
     const auto next_tile = [&] {
       while (++i < count) {
@@ -41,12 +42,16 @@ class HopperProducer {
       }
       return false;
     };
-    if (!next_tile()) return;
+    bool more = next_tile();
+    for (; left < i; ++left) {
+      if (walk.IsShared(left)) LendRing();
+    }
+    if (!more) return;
     ring_.Advance(team_);
     HopperCoordinates at = args_.raster.Locate(work.tile);
     Owned<const uint8_t*> indices = Indices(at);
     Owned<uint32_t> index = Fetch(indices, work.first_step);
-    for (bool more = true; more;) {
+    while (more) {
       const int32_t row = at.row_tile * Tile::kBlockRows + lane_ % 8 * 8;
       const char* x = static_cast<const char*>(args_.x) + at.batch * args_.x_batch_bytes + row * 2;
       const int32_t rows_left = args_.rows - row;
@@ -84,8 +89,11 @@ class HopperProducer {
         }
         ring_.Advance(kTeams);
       }
+      for (; left < i; ++left) {
+        if (walk.IsShared(left)) LendRing();
+      }
     }
-    for (; in_flight_ > 0; --in_flight_) Announce<0>(in_flight_);
+    AnnounceAll();
   }
 
  private:
@@ -114,8 +122,8 @@ class HopperProducer {
       const int32_t col =
           at.col_tile * Tile::kBlockCols + OwnedLine(i) / Tile::kBlockKept * Tile::kGroupCols;
       const int32_t group = min(args_.by_vector_length.Quotient(col), args_.groups - 1);
-      indices.of[i] = args_.indices + at.batch * args_.indices_batch +
-                      int64_t{group} * args_.kept + OwnedSlot(i);
+      indices.of[i] = args_.indices + at.batch * args_.indices_batch + int64_t{group} * args_.kept +
+                      OwnedSlot(i);
     }
     return indices;
   }
@@ -158,6 +166,18 @@ class HopperProducer {
       ptx::LoadBox(shared_.Values(ring_.stage) + slab * Tile::kValuesSlabBytes, values_map_, full,
                    first_col + slab * kHopperLineElements, step * Tile::kBlockKept, batch);
     }
+  }
+
+  __device__ __forceinline__ void AnnounceAll() {
+    for (; in_flight_ > 0; --in_flight_) Announce<0>(in_flight_);
+  }
+
+  // Leaves the ring to the consumers until the cluster has added up its sums: HopperConsumer's
+  // AddSums.
+  __device__ __forceinline__ void LendRing() {
+    AnnounceAll();
+    ptx::ClusterSync();
+    ptx::ClusterSync();
   }
 
   // A warp copies four lines of one slab at a time, 512 consecutive bytes of shared memory: one

@@ -25,6 +25,10 @@ struct HopperShared {
   __device__ __forceinline__ uint32_t Values(int32_t stage) const {
     return X(stage) + Tile::kXBytes;
   }
+  // Where a consumer's sums lie once the ring has run empty.
+  __device__ __forceinline__ uint32_t Sums(int32_t consumer) const {
+    return base + Tile::kRingOffset + consumer * (Tile::kSumsBytes / kHopperConsumers);
+  }
   __device__ __forceinline__ uint32_t Staging(int32_t consumer, int32_t buffer) const {
     return base + (consumer * 2 + buffer) * kHopperStagingBytes;
   }
@@ -40,8 +44,8 @@ struct HopperShared {
 };
 
 // Builds with JAX_NM_TEST_DELAYS hold warps up at random wherever they hand something over, so that
-// a missing wait shows as a wrong result. Level 2 breaks one on purpose: consumers free a stage before
-// they have read it, and the tests have to fail.
+// a missing wait shows as a wrong result. Level 2 breaks one on purpose: consumers free a stage
+// before they have read it, and the tests have to fail.
 #ifndef JAX_NM_TEST_DELAYS
 #define JAX_NM_TEST_DELAYS 0
 #endif

@@ -7,8 +7,8 @@
 //              they stage and store by TMA goes out while they multiply the next tile
 //
 // Blocks are persistent; HopperWalk says which tiles are whose. The ring of stages and its barriers
-// run on across tiles. `full` of a stage completes when the producer warps of its team and the values have
-// arrived, `empty` when the eight consumer warps have read it.
+// run on across tiles. `full` of a stage completes when the producer warps of its team and the
+// values have arrived, `empty` when the eight consumer warps have read it.
 //
 // Nothing that is not part of the product is multiplied: lines beyond `rows` and slots beyond
 // `valid_kept` are zeros on both sides, so neither NaNs in padding slots nor odd sizes show.

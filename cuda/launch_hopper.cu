@@ -76,8 +76,6 @@ HopperArgs MakeHopperArgs(const Problem& p, const Config& config, const Buffers&
   a.x = b.first;
   a.indices = b.indices;
   a.bias = p.has_bias ? b.bias : nullptr;
-  a.flags = static_cast<uint32_t*>(b.workspace);
-  a.partials = reinterpret_cast<float*>(static_cast<char*>(b.workspace) + kHopperFlagBytes);
   a.x_batch_bytes = p.depth * p.rows * ByteWidth(p.dtype);
   a.indices_batch = p.groups * p.kept;
   a.rows = static_cast<int32_t>(p.rows);
@@ -90,10 +88,10 @@ HopperArgs MakeHopperArgs(const Problem& p, const Config& config, const Buffers&
   a.by_vector_length = MakeDivisor(EffectiveVectorLength(p));
   a.by_n = MakeDivisor(p.n);
   a.steps = Steps(p, config);
-  a.by_steps = MakeDivisor(a.steps);
   a.raster = MakeRaster(tiles, config.raster_cols);
   a.tiles = static_cast<int32_t>(p.batch * tiles.outer * tiles.inner);
   a.whole_tiles = a.tiles - config.shared_tiles;
+  a.cluster = config.cluster;
   a.result_feature_major = p.y_layout == Layout::kFeatureMajor;
   a.emits_sum = p.emits_sum;
   a.activation = p.activation;
@@ -130,8 +128,7 @@ cudaError_t PrepareHopper() {
 
 cudaError_t LaunchHopper(const Problem& p, const Config& config, const void* function,
                          const Buffers& b, cudaStream_t stream) {
-  if (!IsAligned(b.first) || !IsAligned(b.second) || !IsAligned(b.result) || !IsAligned(b.sum) ||
-      (config.shared_tiles > 0 && !IsAligned(b.workspace))) {
+  if (!IsAligned(b.first) || !IsAligned(b.second) || !IsAligned(b.result) || !IsAligned(b.sum)) {
     return cudaErrorMisalignedAddress;
   }
   HopperArgs args = MakeHopperArgs(p, config, b);
@@ -146,14 +143,18 @@ cudaError_t LaunchHopper(const Problem& p, const Config& config, const void* fun
     error = MakeResultMap(p, b.sum, &maps.sum);
     if (error != cudaSuccess) return error;
   }
-  if (config.shared_tiles > 0) {
-    error = cudaMemsetAsync(args.flags, 0, kHopperFlagBytes, stream);
-    if (error != cudaSuccess) return error;
-  }
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {static_cast<unsigned>(config.cluster), 1, 1};
+  cudaLaunchConfig_t launch{};
+  launch.gridDim = dim3(static_cast<unsigned>(config.blocks));
+  launch.blockDim = dim3(static_cast<unsigned>(config.threads));
+  launch.dynamicSmemBytes = static_cast<size_t>(config.shared_bytes);
+  launch.stream = stream;
+  launch.attrs = &cluster;
+  launch.numAttrs = config.cluster > 1 ? 1 : 0;
   void* parameters[] = {&maps, &args};
-  return cudaLaunchKernel(function, dim3(static_cast<unsigned>(config.blocks)),
-                          dim3(static_cast<unsigned>(config.threads)), parameters,
-                          static_cast<size_t>(config.shared_bytes), stream);
+  return cudaLaunchKernelExC(&launch, function, parameters);
 }
 
 }  // namespace jax_nm

@@ -187,7 +187,7 @@ Candidate BestOf(const Problem& p, const Device& device, const KernelInfo& kerne
   Candidate best{&kernel, CheckKernel(p, device, kernel), Config{}, 0.0};
   if (best.verdict != Verdict::kChosen) return best;
   if (IsHopper(kernel.id)) {
-    best.config = HopperConfig(p, kernel.id, device.num_sms, workspace_bytes);
+    best.config = HopperConfig(p, kernel.id, device.num_sms);
     best.cycles = HopperCycles(p, best.config);
     return best;
   }
@@ -231,6 +231,12 @@ double Rank(const Candidate& candidate) {
 }
 
 std::string Kilobytes(int64_t bytes) { return std::to_string(CeilDiv64(bytes, 1024)) + " KB"; }
+
+std::string Sharing(const Config& c) {
+  if (c.shared_tiles == 0) return "";
+  return ", the last " + std::to_string(c.shared_tiles) + " shared by " +
+         std::to_string(c.cluster) + " blocks each";
+}
 
 std::string Cycles(double cycles) {
   return std::to_string(static_cast<int64_t>(std::llround(cycles / 1000.0))) + "k cycles";
@@ -312,8 +318,9 @@ std::string Reason(const Problem& p, const Choice& choice, const Candidate& cand
       const int64_t blocks = p.batch * tiles.outer * tiles.inner * c.split;
       return (p.kernel != 0 ? "asked for by its id; " : "the fastest by estimate, ") +
              Cycles(candidate.cycles) + ": " + std::to_string(blocks) +
-             (IsHopper(c.kernel) ? " tiles, walked by " + std::to_string(c.blocks) + " blocks"
-                                 : std::string(" blocks")) +
+             (IsHopper(c.kernel)
+                  ? " tiles, walked by " + std::to_string(c.blocks) + " blocks" + Sharing(c)
+                  : std::string(" blocks")) +
              (c.split > 1 ? " (each reduction split " + std::to_string(c.split) + " ways)" : "") +
              " on " + std::to_string(choice.device.num_sms) + " SMs";
     }
@@ -364,8 +371,7 @@ int64_t WorkspaceBytes(const Problem& p) {
   // A share shorter than 32 elements of the reduction costs more than it saves.
   int64_t split = std::min({CeilDiv64(kEnoughTiles, tiles), CeilDiv64(reduction, 32),
                             int64_t{kMaxSplit}, kMaxWorkspaceBytes / (elements * 4)});
-  const int64_t bytes = split < 2 ? 0 : split * elements * 4;
-  return p.op == Op::kSpmm ? std::max(bytes, HopperWorkspaceBytes(p)) : bytes;
+  return split < 2 ? 0 : split * elements * 4;
 }
 
 }  // namespace jax_nm

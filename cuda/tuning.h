@@ -65,14 +65,14 @@ struct Choice {
 // Honours `kernel` and `arch` of the problem; `arch` and `num_sms` describe the device that is
 // there (`num_sms` = 0: a typical card). `wgmma` says whether code for sm_90a can run: the build
 // may hold none, and `arch` of the problem may name another device than the one that is there.
-// `workspace_bytes` bounds the split of the reduction, and allows blocks to share tiles.
+// `workspace_bytes` bounds the split of the reduction.
 Choice Choose(const Problem& p, int32_t arch, int32_t num_sms, bool wgmma, int64_t workspace_bytes);
 
 // One sentence each.
 std::string Reason(const Problem& p, const Choice& choice, const Candidate& candidate);
 
-// Bytes of workspace that let a reduction be split, or shared by blocks, when its result has few
-// tiles: a function of shapes alone, because it is fixed when a program is lowered.
+// Bytes of workspace that let a reduction be split when its result has few tiles: a function of
+// shapes alone, because it is fixed when a program is lowered.
 int64_t WorkspaceBytes(const Problem& p);
 
 // Groups only need to be told apart within `cols`: a vector as long as that or longer acts like a

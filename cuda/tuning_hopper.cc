@@ -21,26 +21,27 @@ struct Shape {
   int32_t block_kept;
   int32_t groups;      // that the tile gathers for
   int32_t group_cols;  // of each; they lie in one group of the weight
-  int32_t partial_bytes;
   int32_t stages;
+  bool shares;
   int32_t shared_bytes;
-  double step_cycles;
+  double step_cycles;  // of a step
+  double tile_cycles;  // of a tile beside its steps
 };
 
 // A step costs what wgmma reads of shared memory, and what the copies write there, take together:
 // cycles of an H200 at 4096^3, 8192^3 and 1024,4096,4096. The products alone would need 1024 for
 // 256 x 128 x 64 slots.
 template <class Tile>
-constexpr Shape MakeShape(double step_cycles) {
-  return {Tile::kId,          Tile::kBlockRows, Tile::kBlockCols,    Tile::kBlockKept,
-          Tile::kGroups,      Tile::kGroupCols, Tile::kPartialBytes, Tile::kStages,
-          Tile::kSharedBytes, step_cycles};
+constexpr Shape MakeShape(double step_cycles, double tile_cycles) {
+  return {Tile::kId,          Tile::kBlockRows, Tile::kBlockCols, Tile::kBlockKept,
+          Tile::kGroups,      Tile::kGroupCols, Tile::kStages,    Tile::kShares,
+          Tile::kSharedBytes, step_cycles,      tile_cycles};
 }
 
 constexpr Shape kShapes[] = {
-    MakeShape<Hopper256x128>(1110.0), MakeShape<Hopper256x64x2>(800.0),
-    MakeShape<Hopper128x128>(750.0),  MakeShape<Hopper128x64x2>(600.0),
-    MakeShape<Hopper64x128>(480.0),   MakeShape<Hopper64x64x2>(420.0),
+    MakeShape<Hopper256x128>(1110.0, 3500.0), MakeShape<Hopper256x64x2>(800.0, 3500.0),
+    MakeShape<Hopper128x128>(630.0, 2500.0),  MakeShape<Hopper128x64x2>(500.0, 2500.0),
+    MakeShape<Hopper64x128>(534.0, 1300.0),   MakeShape<Hopper64x64x2>(420.0, 1300.0),
 };
 
 const Shape* FindShape(KernelId kernel) {
@@ -73,18 +74,23 @@ int32_t RasterCols(const Problem& p, const Shape& s, int32_t num_sms) {
   return static_cast<int32_t>(CeilDiv64(cols, CeilDiv64(cols, best)));
 }
 
-constexpr int32_t kHopperArch = 90;
-
-// Workspace is sized before the device is known: that of the GPUs of this architecture.
-constexpr int32_t kTypicalBlocks = 132;
-constexpr int64_t kMostRounds = 16;
-
 int64_t TilesOfLaunch(const Problem& p, const Shape& s) {
   return p.batch * CeilDiv64(p.rows, s.block_rows) * CeilDiv64(p.cols, s.block_cols);
 }
 
 int64_t HopperSteps(const Problem& p, const Shape& s) {
   return CeilDiv64(ValidKept(p.depth, p.n, p.m), s.block_kept);
+}
+
+// How many blocks are in flight in clusters of a size. The multiprocessors of a cluster belong to
+// one of the GPU's processing clusters, of which some have fewer than others: of 132 an H200 fills
+// all with clusters of 2 and 120 with clusters of 4, and at 120 blocks in clusters of 3 a second
+// wave was seen. What does not fit runs in such a wave, which takes twice the time.
+int32_t BlocksInClusters(int32_t num_sms, int32_t cluster) {
+  const int32_t available = cluster == 2   ? num_sms
+                            : cluster == 3 ? num_sms * 3 / 4
+                                           : num_sms * 10 / 11;
+  return available / cluster * cluster;
 }
 
 std::string MultipleOf8(const char* name, int64_t got) {
@@ -126,7 +132,7 @@ std::string HopperReason(const Problem& p, KernelId kernel) {
   return "";
 }
 
-Config HopperConfig(const Problem& p, KernelId kernel, int32_t num_sms, int64_t workspace_bytes) {
+std::vector<Config> HopperConfigs(const Problem& p, KernelId kernel, int32_t num_sms) {
   const Shape& s = *FindShape(kernel);
   const int64_t tiles = TilesOfLaunch(p, s);
   Config c{};
@@ -143,51 +149,40 @@ Config HopperConfig(const Problem& p, KernelId kernel, int32_t num_sms, int64_t 
   c.shared_group = true;
   c.raster_cols = RasterCols(p, s, num_sms);
   c.blocks = static_cast<int32_t>(std::min<int64_t>(tiles, num_sms));
+  c.cluster = 1;
   c.shared_bytes = s.shared_bytes;
-
-  // Whole rounds of tiles, and what is left, at least one round, shared out evenly.
-  Config shared = c;
-  shared.blocks = std::min(num_sms, kHopperMaxBlocks);
-  shared.shared_tiles =
-      static_cast<int32_t>(tiles - std::max<int64_t>(tiles / shared.blocks - 1, 0) * shared.blocks);
-  const int64_t needed = kHopperFlagBytes + int64_t{shared.blocks} * s.partial_bytes;
-  const int64_t steps = int64_t{shared.shared_tiles} * HopperSteps(p, s);
-  // A block without a step would never set the flag that another waits for; the kernel counts the
-  // steps in 32 bits.
-  if (tiles % shared.blocks == 0 || steps < shared.blocks || steps > INT32_MAX ||
-      needed > workspace_bytes) {
-    return c;
+  std::vector<Config> configs{c};
+  for (int32_t cluster = 2; s.shares && cluster <= kHopperMaxCluster; ++cluster) {
+    const int32_t most = BlocksInClusters(num_sms, cluster);
+    // Every block of a cluster has a step.
+    if (most == 0 || HopperSteps(p, s) < cluster) break;
+    c.cluster = cluster;
+    c.shared_tiles = static_cast<int32_t>(tiles % most);
+    c.blocks = static_cast<int32_t>(std::min<int64_t>(tiles * cluster, most));
+    if (c.shared_tiles > 0) configs.push_back(c);
   }
-  return HopperCycles(p, shared) < HopperCycles(p, c) ? shared : c;
+  return configs;
 }
 
-// Chosen to follow an H200: a launch with its first loads and last stores, what a tile costs beside
-// its steps, and what the sums of one block cost that leaves them and the one that adds them up.
+Config HopperConfig(const Problem& p, KernelId kernel, int32_t num_sms) {
+  const std::vector<Config> configs = HopperConfigs(p, kernel, num_sms);
+  return *std::min_element(configs.begin(), configs.end(), [&](const Config& a, const Config& b) {
+    return HopperCycles(p, a) < HopperCycles(p, b);
+  });
+}
+
+// Chosen to follow an H200: a launch with its first loads and last stores, and what it costs the
+// blocks of a cluster to wait for each other and to add up their sums.
 double HopperCycles(const Problem& p, const Config& c) {
-  constexpr double kLaunch = 8500.0, kTile = 2500.0, kFlags = 2500.0, kPartialBytesPerCycle = 24.0;
+  constexpr double kLaunch = 8500.0, kShare = 1500.0, kSharer = 1000.0;
   const Shape& s = *FindShape(c.kernel);
-  const double steps = static_cast<double>(HopperSteps(p, s));
+  const int64_t steps = HopperSteps(p, s);
   const int64_t whole = TilesOfLaunch(p, s) - c.shared_tiles;
-  const double rounds = static_cast<double>(CeilDiv64(whole, c.blocks));
-  const double cycles = kLaunch + rounds * (steps * s.step_cycles + kTile);
-  if (c.shared_tiles == 0) return cycles;
-  const double tiles_of_block = static_cast<double>(c.shared_tiles) / c.blocks;
-  const double partials = 1.0 + std::ceil(1.0 / tiles_of_block);
-  return cycles + std::ceil(steps * tiles_of_block) * s.step_cycles +
-         (1.0 + tiles_of_block) * kTile + kFlags +
-         partials * s.partial_bytes / kPartialBytesPerCycle;
-}
-
-int64_t HopperWorkspaceBytes(const Problem& p) {
-  if (p.arch != 0 && p.arch != kHopperArch) return 0;
-  int64_t bytes = 0;
-  for (const Shape& s : kShapes) {
-    if (!HopperReason(p, s.kernel).empty()) continue;
-    // Beyond a few rounds of tiles the last one costs little.
-    if (TilesOfLaunch(p, s) > kMostRounds * kTypicalBlocks) continue;
-    bytes = std::max(bytes, kHopperFlagBytes + int64_t{kTypicalBlocks} * s.partial_bytes);
-  }
-  return bytes;
+  const int64_t rounds = CeilDiv64(whole, c.blocks);
+  const int64_t shared_rounds = CeilDiv64(c.shared_tiles, c.blocks / c.cluster);
+  const double share = kShare + c.cluster * kSharer;
+  return kLaunch + rounds * (steps * s.step_cycles + s.tile_cycles) +
+         shared_rounds * (CeilDiv64(steps, c.cluster) * s.step_cycles + s.tile_cycles + share);
 }
 
 }  // namespace jax_nm

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "config.h"
 #include "problem.h"
@@ -15,12 +16,10 @@ bool IsHopper(KernelId kernel);
 // operands must also be aligned to 16 bytes, as XLA's buffers are.
 std::string HopperReason(const Problem& p, KernelId kernel);
 
-// The configuration of a kernel for a problem that it computes with that much workspace, and the
-// estimated cycles of its launch, to be compared with those of the other kernels.
-Config HopperConfig(const Problem& p, KernelId kernel, int32_t num_sms, int64_t workspace_bytes);
+// The ways to launch a kernel for a problem that it computes, the fastest of them, and the
+// estimated cycles of a launch, to be compared with those of the other kernels.
+std::vector<Config> HopperConfigs(const Problem& p, KernelId kernel, int32_t num_sms);
+Config HopperConfig(const Problem& p, KernelId kernel, int32_t num_sms);
 double HopperCycles(const Problem& p, const Config& config);
-
-// Bytes of workspace that let all blocks share the tiles of a last, incomplete round.
-int64_t HopperWorkspaceBytes(const Problem& p);
 
 }  // namespace jax_nm

@@ -26,6 +26,7 @@ nb::dict ToDict(const Config& c) {
     d["raster_cols"] = c.raster_cols;
     d["blocks"] = c.blocks;
     d["shared_tiles"] = c.shared_tiles;
+    d["cluster"] = c.cluster;
   } else {
     d["thread_rows"] = c.thread_rows;
     d["thread_cols"] = c.thread_cols;

@@ -327,11 +327,6 @@ def half(**options):
     return problem(**{"dtype": "bfloat16", "pattern": (8, 32, 256)} | options)
 
 
-def sum_bytes(config):
-    """What all blocks leave in the workspace when they share tiles: flags and sums."""
-    return 4096 + config["blocks"] * config["block_rows"] * config["block_cols"] * 4
-
-
 @pytest.mark.parametrize("arch", SHARED_BYTES)
 def test_half_precision_runs_on_the_tensor_cores_of_hopper(arch):
     for dtypes, length, rows, depth, cols, batch, y_fm in itertools.product(
@@ -360,13 +355,15 @@ def test_half_precision_runs_on_the_tensor_cores_of_hopper(arch):
         if arch != 90:
             continue
         tiles = blocks(choice, "spmm", batch, rows, depth, cols, (8, 32, length))
-        if config["shared_tiles"]:
-            # The whole rounds before them leave at least one round, and no block idle.
-            assert config["blocks"] == NUM_SMS[90], spec
-            assert (tiles - config["shared_tiles"]) % NUM_SMS[90] == 0, spec
-            assert 0 < config["shared_tiles"] < 2 * NUM_SMS[90], spec
-            assert choice["workspace_bytes"] >= sum_bytes(config), spec
+        cluster, sharing = config["cluster"], config["shared_tiles"]
+        if sharing:
+            # Whole rounds before them, and every block of a cluster has a step.
+            assert 2 <= cluster <= 4 and config["blocks"] % cluster == 0, spec
+            assert (tiles - sharing) % config["blocks"] == 0, spec
+            assert depth * 8 // 32 >= cluster * config["block_kept"], spec
+            assert config["blocks"] <= min(tiles * cluster, NUM_SMS[90]), spec
         else:
+            assert cluster == 1, spec
             assert config["blocks"] == min(tiles, NUM_SMS[90]), spec
         assert 1 <= config["raster_cols"] <= -(-cols // config["block_cols"]), spec
         # The columns that a tile gathers for lie in one group.
@@ -436,25 +433,25 @@ def test_the_hopper_tile_agrees_with_what_was_measured(rows, cols, depth, n, len
     assert choice["kernel"] == "spmm_hopper_256x128"
 
 
-def test_few_rows_choose_small_hopper_tiles():
-    for rows, block_rows in ((72, 128), (256, 128), (512, 128), (1024, 256)):
-        for length in (64, 128, 256):
-            choice = _tuning.choose(**half(rows=rows, pattern=(8, 32, length)))
-            assert choice["config"]["block_rows"] == block_rows, choice
-
-
-def test_idle_blocks_share_the_slots_of_a_tile_where_that_pays():
-    def shared(**options):
-        return _tuning.choose(**half(**options))["config"]["shared_tiles"]
-
-    # 64 tiles of 128 x 128 on 132 SMs: for long reductions only.
-    few = dict(rows=256, cols=4096)
-    assert shared(**few, depth=32768) == 64
-    assert shared(**few, depth=1024) == 0
-    # 280 tiles of 256 x 128: two rounds, and 16 tiles in a third one.
-    many = dict(rows=512, cols=17920)
-    assert shared(**many, depth=32768) == 280 - 132
-    assert shared(**many, depth=1024) == 0
-    # Nobody is idle, or nobody would have a whole step.
-    assert shared(rows=256 * 132, cols=128, depth=32768) == 0
-    assert shared(rows=256, cols=128, depth=64) == 0
+@pytest.mark.parametrize(
+    "rows, cols, depth, n, block_rows, cluster",
+    (
+        (64, 4096, 4096, 4, 64, 1),
+        (64, 4096, 4096, 16, 64, 3),
+        (256, 2048, 2048, 4, 64, 1),
+        (256, 2048, 8192, 16, 128, 3),
+        (256, 4096, 11008, 16, 128, 2),
+        (256, 5120, 5120, 16, 128, 1),
+        (512, 2048, 8192, 16, 128, 2),
+        (512, 17920, 6656, 16, 128, 2),
+        (1024, 2048, 2048, 4, 128, 1),
+    ),
+)
+def test_few_tiles_are_small_or_shared(rows, cols, depth, n, block_rows, cluster):
+    # The fastest of all tiles and clusters on an H200, in bfloat16.
+    choice = _tuning.choose(
+        **half(rows=rows, cols=cols, depth=depth, pattern=(n, 32, 256))
+    )
+    config = choice["config"]
+    assert (config["block_rows"], config["cluster"]) == (block_rows, cluster), choice
+    assert ("shared by" in choice["why"]) == (cluster > 1)
