@@ -59,16 +59,14 @@ struct HopperTile {
   // also for those of later stages: where a stage is small that latency would set the pace, so that
   // there every warp fills stages of its own. Of the largest stages too few fit in shared memory.
   static constexpr int32_t kTeamWarps = kBlockRows == 256 ? 4 : 1;
-  // How many later stages a warp fills before it announces one. Consumers hold two stages.
-  static constexpr int32_t kLag = kTeamWarps == 4 ? kStages / 2 - 1 : 0;
+  static constexpr int32_t kTeams = 4 / kTeamWarps;
+  // How many of its later stages a team fills before it announces one: what half of the ring holds.
+  static constexpr int32_t kLag = kStages / (2 * kTeams) - (kTeams == 1 ? 1 : 0);
 
   // Of a thread after the roles have parted. Consumers of few rows need fewer.
   static constexpr int kProducerRegisters = kBlockRows == 256 ? 72 : 104;
   static constexpr int kConsumerRegisters = kBlockRows == 256 ? 216 : 200;
 
-  // Whether the blocks of a cluster may share a tile. The consumers of the largest tiles have no
-  // registers for that, and where tiles are few, smaller ones are faster anyway.
-  static constexpr bool kShares = kBlockRows < 256;
   // The sums that a block leaves where its ring was, for the other blocks of its cluster.
   static constexpr int32_t kSumsBytes = kBlockRows * kBlockCols * 4;
 
@@ -78,7 +76,8 @@ struct HopperTile {
   static_assert(kBlockRows == 64 || kBlockRows == 128 || kBlockRows == 256,
                 "these widths of wgmma are wrapped");
   static_assert(kStages >= 4, "each of four warps may have a stage of its own");
-  static_assert(kLag <= kStages - 2, "consumers free a stage only after they have the next one");
+  static_assert(kLag * kTeams <= kStages - 2,
+                "consumers free a stage only after they have the next one");
   static_assert(kBlockKept % 16 == 0, "a step is whole wgmma steps");
   static_assert(kXSlabBytes % 1024 == 0 && kValuesSlabBytes % 1024 == 0 && kRingOffset % 1024 == 0,
                 "a slab is whole swizzle patterns");
@@ -92,6 +91,12 @@ using Hopper128x128 = HopperTile<KernelId::kSpmmHopper128x128, 128, 1>;
 using Hopper128x64x2 = HopperTile<KernelId::kSpmmHopper128x64x2, 128, 2>;
 using Hopper64x128 = HopperTile<KernelId::kSpmmHopper64x128, 64, 1>;
 using Hopper64x64x2 = HopperTile<KernelId::kSpmmHopper64x64x2, 64, 2>;
+
+// Whether the blocks of a cluster may share a tile: with float32 results, the consumers of the
+// largest tiles have no registers left for that.
+constexpr bool HopperShares(int32_t block_rows, int32_t result_bytes) {
+  return block_rows < 256 || result_bytes == 2;
+}
 
 // Larger clusters take longer to meet than they save.
 constexpr int32_t kHopperMaxCluster = 4;
@@ -149,6 +154,8 @@ struct HopperArgs {
   int32_t tiles;        // of the whole launch
   int32_t whole_tiles;  // of which each is one block's; the others are shared by a cluster
   int32_t cluster;      // its blocks
+  Divisor by_cluster;
+  Divisor by_blocks;  // of the launch
   bool result_feature_major;
   bool emits_sum;
   Activation activation;

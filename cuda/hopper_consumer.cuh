@@ -21,7 +21,8 @@ class HopperConsumer {
         shared_(shared),
         consumer_(consumer),
         warp_(threadIdx.x / 32 % kWarpgroupWarps),
-        lane_(threadIdx.x % 32) {}
+        lane_(threadIdx.x % 32),
+        rank_(blockIdx.x - args.by_cluster.Quotient(blockIdx.x) * args.cluster) {}
 
   __device__ __forceinline__ void Run() {
     const HopperWalk walk(args_, blockIdx.x, gridDim.x);
@@ -49,7 +50,7 @@ class HopperConsumer {
       ptx::WgmmaWait<0>();
       if constexpr (!kHopperFreesEarly) Release(ring_.Before(1));
       ptx::PinRegisters(sums);
-      const bool shared = Tile::kShares && work.shared;
+      const bool shared = kShares && work.shared;
       if (shared) AddSums(sums);
       if (args_.bias != nullptr) AddBias(sums, bias);
       if (args_.emits_sum) {
@@ -63,6 +64,7 @@ class HopperConsumer {
         waits = true;
       } else {
         StoreRounds(waiting, &maps_.result, at, shared);
+        if (shared) ReturnRing();
       }
     }
     if constexpr (kDefers) {
@@ -78,6 +80,7 @@ class HopperConsumer {
   using Staging = HopperStaging<Out, kSums>;
   using Rounded = typename Staging::Rounded;
   static constexpr int32_t kRounds = kN / Staging::kLine;  // of the epilogue
+  static constexpr bool kShares = HopperShares(Tile::kBlockRows, sizeof(Out));
   // Results in half precision fit in registers beside the sums of the next tile.
   static constexpr bool kDefers = sizeof(Out) == 2;
 
@@ -119,43 +122,54 @@ class HopperConsumer {
 
   // Whether this block completes the round of the epilogue.
   __device__ __forceinline__ bool Completes(int32_t round) const {
-    return round * args_.cluster / kRounds == static_cast<int32_t>(blockIdx.x) % args_.cluster;
+    return round * args_.cluster / kRounds == rank_;
   }
 
-  // Every block leaves its sums in its shared memory, where the ring was, as its threads hold them;
-  // then each completes its rounds, in the order of the blocks.
+  // Every block leaves the sums of the rounds that others complete in its shared memory, where the
+  // ring was, as its threads hold them. Each round is added up in an order of its own that does not
+  // change. The ring stays lent until ReturnRing.
   __device__ __forceinline__ void AddSums(float (&sums)[kSums]) const {
+    constexpr int32_t kParts = kSums / kRounds / 4;  // of a round
     constexpr uint32_t kPitch = kWarpgroupThreads * sizeof(float4);
     // Behind this, both consumers have read the last stage.
     ptx::NamedBarrierSync(1 + kHopperConsumers, kHopperConsumers * kWarpgroupThreads);
     const uint32_t own = shared_.Sums(consumer_) + threadIdx.x % kWarpgroupThreads * sizeof(float4);
 #pragma unroll
-    for (int32_t i = 0; i < kSums; i += 4) {
-      ptx::StoreShared(own + i / 4 * kPitch,
-                       make_float4(sums[i], sums[i + 1], sums[i + 2], sums[i + 3]));
+    for (int32_t round = 0; round < kRounds; ++round) {
+      if (Completes(round)) continue;
+#pragma unroll
+      for (int32_t part = round * kParts; part < (round + 1) * kParts; ++part) {
+        ptx::StoreShared(own + part * kPitch, make_float4(sums[part * 4], sums[part * 4 + 1],
+                                                          sums[part * 4 + 2], sums[part * 4 + 3]));
+      }
     }
     TestDelay();
     ptx::ClusterSync();
 #pragma unroll
     for (int32_t round = 0; round < kRounds; ++round) {
       if (!Completes(round)) continue;
-      constexpr int32_t kRoundSums = kSums / kRounds;
+      int32_t rank = rank_;
+      for (int32_t peer = 1; peer < args_.cluster; ++peer) {
+        if (++rank == args_.cluster) rank = 0;
+        const uint32_t from = ptx::PeerAddress(own, rank) + round * kParts * kPitch;
+        float4 parts[kParts];
 #pragma unroll
-      for (int32_t i = 0; i < kRoundSums; ++i) sums[round * kRoundSums + i] = 0.0f;
-      for (int32_t rank = 0; rank < args_.cluster; ++rank) {
-        const uint32_t from = ptx::PeerAddress(own, rank);
+        for (int32_t i = 0; i < kParts; ++i) parts[i] = ptx::LoadPeer(from + i * kPitch);
 #pragma unroll
-        for (int32_t i = round * kRoundSums; i < (round + 1) * kRoundSums; i += 4) {
-          const float4 part = ptx::LoadPeer(from + i / 4 * kPitch);
-          sums[i] += part.x;
-          sums[i + 1] += part.y;
-          sums[i + 2] += part.z;
-          sums[i + 3] += part.w;
+        for (int32_t i = 0; i < kParts; ++i) {
+          float* to = sums + (round * kParts + i) * 4;
+          to[0] += parts[i].x;
+          to[1] += parts[i].y;
+          to[2] += parts[i].z;
+          to[3] += parts[i].w;
         }
       }
     }
+  }
+
+  // When no block of the cluster reads sums any more, the ring is the producer's again.
+  __device__ __forceinline__ void ReturnRing() const {
     TestDelay();
-    // Behind this, the ring is the producer's again.
     ptx::FenceProxyAsync();
     ptx::ClusterSync();
   }
@@ -244,6 +258,7 @@ class HopperConsumer {
   const int32_t consumer_;
   const int32_t warp_;
   const int32_t lane_;
+  const int32_t rank_;  // of the block in its cluster
   int32_t buffer_ = 0;
   RingPosition<Tile::kStages> ring_;
 };

@@ -97,10 +97,9 @@ class HopperProducer {
   }
 
  private:
-  static constexpr int32_t kTeams = kWarpgroupWarps / Tile::kTeamWarps;
+  static constexpr int32_t kTeams = Tile::kTeams;
   static constexpr int32_t kWarpLines = kHopperLines / Tile::kTeamWarps;
   static constexpr int32_t kSlabs = Tile::kBlockRows / kHopperLineElements;
-  static_assert(kTeams == 1 || Tile::kLag == 0, "Announce counts the steps of one team");
 
   // What a lane holds for the lines of its warp that it owns: line l % 32 and every 32nd from it.
   static constexpr int32_t kOwned = (kWarpLines + 31) / 32;
@@ -204,7 +203,7 @@ class HopperProducer {
     }
   }
 
-  // Tells the consumers that this warp's lines of the stage `distance` steps ago have arrived. The
+  // Tells the consumers that this warp's lines of its stage `distance` turns ago have arrived. The
   // fence to the proxy through which wgmma reads is cheap here, where nobody waits for it; in the
   // consumers it cost 20 % of the kernel's time.
   template <int kPending>
@@ -213,7 +212,7 @@ class HopperProducer {
     ptx::WaitGroup<kPending>();
     ptx::FenceProxyAsync();
     __syncwarp();
-    if (lane_ == 0) ptx::BarrierArrive(shared_.Full(ring_.Before(distance)));
+    if (lane_ == 0) ptx::BarrierArrive(shared_.Full(ring_.Before(distance * kTeams)));
   }
 
   const HopperArgs& args_;
@@ -222,7 +221,7 @@ class HopperProducer {
   const int32_t team_;
   const int32_t first_line_;
   const int32_t lane_;
-  int32_t in_flight_ = 0;
+  int32_t in_flight_ = 0;  // stages that are not announced yet
   RingPosition<Tile::kStages> ring_;
 };
 

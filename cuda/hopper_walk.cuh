@@ -20,9 +20,9 @@ class HopperWalk {
       : args_(args),
         block_(block),
         blocks_(blocks),
-        cluster_(block / args.cluster),
-        clusters_(blocks / args.cluster) {
-    rounds_ = block < args.whole_tiles ? (args.whole_tiles - block + blocks - 1) / blocks : 0;
+        cluster_(args.by_cluster.Quotient(block)),
+        clusters_(args.by_cluster.Quotient(blocks)) {
+    rounds_ = args.by_blocks.Quotient(args.whole_tiles + blocks - 1 - block);
     const int32_t shared_tiles = args.tiles - args.whole_tiles;
     shared_ = cluster_ < shared_tiles ? (shared_tiles - cluster_ + clusters_ - 1) / clusters_ : 0;
     const int32_t rank = block - cluster_ * args.cluster;
@@ -49,7 +49,7 @@ class HopperWalk {
 
  private:
   __device__ __forceinline__ int32_t FirstStep(int32_t rank) const {
-    return static_cast<int32_t>(int64_t{args_.steps} * rank / args_.cluster);
+    return args_.by_cluster.Quotient(args_.steps * rank);
   }
 
   const HopperArgs& args_;

@@ -39,7 +39,6 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
       ptx::BarrierInit(shared.Empty(stage), kHopperConsumers * kWarpgroupWarps);
     }
     ptx::FenceBarrierInit();
-    ptx::FenceProxyAsync();
   }
   __syncthreads();
   // The shuffle tells the compiler that a warp has one role, so that descriptors need no vector

@@ -92,6 +92,8 @@ HopperArgs MakeHopperArgs(const Problem& p, const Config& config, const Buffers&
   a.tiles = static_cast<int32_t>(p.batch * tiles.outer * tiles.inner);
   a.whole_tiles = a.tiles - config.shared_tiles;
   a.cluster = config.cluster;
+  a.by_cluster = MakeDivisor(config.cluster);
+  a.by_blocks = MakeDivisor(config.blocks);
   a.result_feature_major = p.y_layout == Layout::kFeatureMajor;
   a.emits_sum = p.emits_sum;
   a.activation = p.activation;

@@ -22,26 +22,24 @@ struct Shape {
   int32_t groups;      // that the tile gathers for
   int32_t group_cols;  // of each; they lie in one group of the weight
   int32_t stages;
-  bool shares;
   int32_t shared_bytes;
   double step_cycles;  // of a step
   double tile_cycles;  // of a tile beside its steps
 };
 
 // A step costs what wgmma reads of shared memory, and what the copies write there, take together:
-// cycles of an H200 at 4096^3, 8192^3 and 1024,4096,4096. The products alone would need 1024 for
-// 256 x 128 x 64 slots.
+// cycles of an H200 at 4096^3, 16:32 and 4:32. The products alone would need 1024 for 256 x 128 x
+// 64 slots.
 template <class Tile>
 constexpr Shape MakeShape(double step_cycles, double tile_cycles) {
-  return {Tile::kId,          Tile::kBlockRows, Tile::kBlockCols, Tile::kBlockKept,
-          Tile::kGroups,      Tile::kGroupCols, Tile::kStages,    Tile::kShares,
-          Tile::kSharedBytes, step_cycles,      tile_cycles};
+  return {Tile::kId,        Tile::kBlockRows, Tile::kBlockCols,   Tile::kBlockKept, Tile::kGroups,
+          Tile::kGroupCols, Tile::kStages,    Tile::kSharedBytes, step_cycles,      tile_cycles};
 }
 
 constexpr Shape kShapes[] = {
-    MakeShape<Hopper256x128>(1110.0, 3500.0), MakeShape<Hopper256x64x2>(800.0, 3500.0),
-    MakeShape<Hopper128x128>(630.0, 2500.0),  MakeShape<Hopper128x64x2>(500.0, 2500.0),
-    MakeShape<Hopper64x128>(534.0, 1300.0),   MakeShape<Hopper64x64x2>(420.0, 1300.0),
+    MakeShape<Hopper256x128>(1100.0, 4000.0), MakeShape<Hopper256x64x2>(820.0, 4500.0),
+    MakeShape<Hopper128x128>(656.0, 2300.0),  MakeShape<Hopper128x64x2>(530.0, 1000.0),
+    MakeShape<Hopper64x128>(470.0, 1100.0),   MakeShape<Hopper64x64x2>(360.0, 700.0),
 };
 
 const Shape* FindShape(KernelId kernel) {
@@ -83,14 +81,11 @@ int64_t HopperSteps(const Problem& p, const Shape& s) {
 }
 
 // How many blocks are in flight in clusters of a size. The multiprocessors of a cluster belong to
-// one of the GPU's processing clusters, of which some have fewer than others: of 132 an H200 fills
-// all with clusters of 2 and 120 with clusters of 4, and at 120 blocks in clusters of 3 a second
-// wave was seen. What does not fit runs in such a wave, which takes twice the time.
+// one of the GPU's processing clusters, of which some have fewer than others: of its 132 an H200
+// fills all with clusters of 2, 117 with clusters of 3 and 120 with clusters of 4. What does not
+// fit runs in a second wave, which takes twice the time.
 int32_t BlocksInClusters(int32_t num_sms, int32_t cluster) {
-  const int32_t available = cluster == 2   ? num_sms
-                            : cluster == 3 ? num_sms * 3 / 4
-                                           : num_sms * 10 / 11;
-  return available / cluster * cluster;
+  return (cluster == 2 ? num_sms : num_sms * 8 / 9) / cluster * cluster;
 }
 
 std::string MultipleOf8(const char* name, int64_t got) {
@@ -152,7 +147,8 @@ std::vector<Config> HopperConfigs(const Problem& p, KernelId kernel, int32_t num
   c.cluster = 1;
   c.shared_bytes = s.shared_bytes;
   std::vector<Config> configs{c};
-  for (int32_t cluster = 2; s.shares && cluster <= kHopperMaxCluster; ++cluster) {
+  if (!HopperShares(s.block_rows, ByteWidth(p.result_dtype))) return configs;
+  for (int32_t cluster = 2; cluster <= kHopperMaxCluster; ++cluster) {
     const int32_t most = BlocksInClusters(num_sms, cluster);
     // Every block of a cluster has a step.
     if (most == 0 || HopperSteps(p, s) < cluster) break;
@@ -172,15 +168,17 @@ Config HopperConfig(const Problem& p, KernelId kernel, int32_t num_sms) {
 }
 
 // Chosen to follow an H200: a launch with its first loads and last stores, and what it costs the
-// blocks of a cluster to wait for each other and to add up their sums.
+// blocks of a cluster to wait for each other and to read each other's sums, which takes a cycle for
+// every 14 bytes.
 double HopperCycles(const Problem& p, const Config& c) {
-  constexpr double kLaunch = 8500.0, kShare = 1500.0, kSharer = 1000.0;
+  constexpr double kLaunch = 8500.0, kShare = 1500.0, kBytesPerCycle = 14.0;
   const Shape& s = *FindShape(c.kernel);
   const int64_t steps = HopperSteps(p, s);
   const int64_t whole = TilesOfLaunch(p, s) - c.shared_tiles;
   const int64_t rounds = CeilDiv64(whole, c.blocks);
   const int64_t shared_rounds = CeilDiv64(c.shared_tiles, c.blocks / c.cluster);
-  const double share = kShare + c.cluster * kSharer;
+  const double sums_bytes = 4.0 * s.block_rows * s.block_cols;
+  const double share = kShare + sums_bytes * (c.cluster - 1) / c.cluster / kBytesPerCycle;
   return kLaunch + rounds * (steps * s.step_cycles + s.tile_cycles) +
          shared_rounds * (CeilDiv64(steps, c.cluster) * s.step_cycles + s.tile_cycles + share);
 }
