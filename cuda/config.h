@@ -45,6 +45,11 @@ enum class KernelId : int32_t {
   kSpmmHopper256x64x2 = 65,
   kSpmmHopper128x64x2 = 66,
   kSpmmHopper64x64x2 = 67,
+  kSddmmHopper256x128 = 82,
+  kSddmmHopper128x128 = 83,
+  kSddmmHopper64x128 = 84,
+  kSddmmHopper128x64x2 = 86,
+  kSddmmHopper64x64x2 = 87,
 };
 
 struct Config {

@@ -27,8 +27,7 @@ KernelTable TableOf(Op op, DType dtype) {
 #ifdef JAX_NM_HAVE_SM90A
 KernelTable HopperTableOf(const Problem& p) {
   const bool float_result = p.result_dtype == DType::kFloat32;
-  return p.dtype == DType::kBFloat16 ? HopperSpmmBFloat16(float_result)
-                                     : HopperSpmmFloat16(float_result);
+  return p.dtype == DType::kBFloat16 ? HopperBFloat16(float_result) : HopperFloat16(float_result);
 }
 #else
 KernelTable HopperTableOf(const Problem&) { return {nullptr, 0}; }

@@ -1,10 +1,13 @@
-// The tiles of the Hopper kernel and the values that describe a launch of it. Plain C++, for the
+// The tiles of the Hopper kernels and the values that describe a launch of them. Plain C++, for the
 // host that chooses and for nvcc.
 //
-// A block owns a tile of y and walks over the kept slots. One producer warpgroup fills a ring of
-// shared-memory stages; two consumer warpgroups multiply. Columns are the M side of the products,
-// 64 for each consumer, and rows the N side: both operands lie in shared memory as slabs of 64
-// columns or rows by lines of 128 bytes, one line for each slot.
+// A block owns a tile of the result and walks over the reduction. One producer warpgroup fills a
+// ring of shared-memory stages; two consumer warpgroups multiply. Columns are the M side of the
+// products, 64 for each consumer; the N side is rows in spmm and slots in sddmm. Operands lie in
+// shared memory as lines of 128 bytes:
+//
+//   spmm   a line is 64 rows, or 64 columns, of one slot: M and N are contiguous
+//   sddmm  a line is 64 rows of one slot, or of one column: the reduction is contiguous
 #pragma once
 
 #include <cstdint>
@@ -18,32 +21,39 @@ constexpr int32_t kHopperThreads = 128 * (1 + kHopperConsumers);  // and one tha
 constexpr int32_t kHopperSharedBytes = 227 << 10;                 // the most a block may ask for
 constexpr int32_t kHopperLineBytes = 128;                         // a line of the 128-byte swizzle
 constexpr int32_t kHopperLineElements = kHopperLineBytes / 2;
-constexpr int32_t kHopperLines = 64;                            // gathered per stage
 constexpr int32_t kHopperStagingBytes = 64 * kHopperLineBytes;  // one round of the epilogue
 constexpr int32_t kHopperWarpCols = 16;                         // of a consumer's 64 columns
 constexpr int32_t kHopperMaxStages = 8;
 constexpr uint32_t kHopperNoLine = UINT32_MAX;  // the offset, in 16 bytes, of a line of zeros
 
-// kGroups = 2: each consumer has its own group and its own gathered lines, half as many slots deep.
+// kGroups = 2: each consumer has its own group and its own gathered lines; spmm then steps over
+// half as many slots.
 //
-// Rows = 256 is what keeps wgmma's reads of shared memory (80 cycles of 128 for m64n256k16, 48 of
-// 64 for m64n128k16) and the copies into the next stage within what the memory can do.
-template <KernelId kId_, int32_t kBlockRows_, int32_t kGroups_>
+// N = 256 is what keeps wgmma's reads of shared memory (80 cycles of 128 for m64n256k16, 48 of 64
+// for m64n128k16) and the copies into the next stage within what the memory can do.
+template <Op kOp_, KernelId kId_, int32_t kBlockN_, int32_t kGroups_>
 struct HopperTile {
+  static constexpr Op kOp = kOp_;
   static constexpr KernelId kId = kId_;
-  static constexpr int32_t kBlockRows = kBlockRows_;
+  static constexpr int32_t kBlockN = kBlockN_;
   static constexpr int32_t kBlockCols = 64 * kHopperConsumers;
   static constexpr int32_t kGroups = kGroups_;
-
   static constexpr int32_t kGroupCols = kBlockCols / kGroups;
-  static constexpr int32_t kBlockKept = kHopperLines / kGroups;
+  // Of the reduction: slots or rows.
+  static constexpr int32_t kBlockDepth = kOp == Op::kSpmm ? 64 / kGroups : kHopperLineElements;
 
-  static constexpr int32_t kXSlabBytes = kHopperLines * kHopperLineBytes;
-  static constexpr int32_t kXBytes = kBlockRows / kHopperLineElements * kXSlabBytes;
-  static constexpr int32_t kValuesSlabBytes = kBlockKept * kHopperLineBytes;
-  static constexpr int32_t kValuesSlabs = kBlockCols / kHopperLineElements;
-  static constexpr int32_t kValuesBytes = kValuesSlabs * kValuesSlabBytes;
-  static constexpr int32_t kStageBytes = kXBytes + kValuesBytes;
+  // Gathered lines of a stage, and how many slabs of them a slot's elements span.
+  static constexpr int32_t kLines = kOp == Op::kSpmm ? 64 : kBlockN * kGroups;
+  static constexpr int32_t kLineSlabs = kOp == Op::kSpmm ? kBlockN / kHopperLineElements : 1;
+  static constexpr int32_t kGroupLines = kLines / kGroups;
+  static constexpr int32_t kXSlabBytes = kLines * kHopperLineBytes;
+  static constexpr int32_t kXBytes = kLineSlabs * kXSlabBytes;
+
+  // The other operand: a slab is the columns of a consumer.
+  static constexpr int32_t kSlabLines = kOp == Op::kSpmm ? kBlockDepth : 64;
+  static constexpr int32_t kSlabBytes = kSlabLines * kHopperLineBytes;
+  static constexpr int32_t kSlabsBytes = kHopperConsumers * kSlabBytes;
+  static constexpr int32_t kStageBytes = kXBytes + kSlabsBytes;
 
   // Each consumer has two staging buffers; the ring of stages begins at a multiple of 1024 bytes.
   static constexpr int32_t kRingOffset = kHopperConsumers * 2 * kHopperStagingBytes;
@@ -58,44 +68,49 @@ struct HopperTile {
   // Warps that fill a stage together. A warp that announces its lines waits for all of its copies,
   // also for those of later stages: where a stage is small that latency would set the pace, so that
   // there every warp fills stages of its own. Of the largest stages too few fit in shared memory.
-  static constexpr int32_t kTeamWarps = kBlockRows == 256 ? 4 : 1;
+  static constexpr int32_t kTeamWarps = kStages == 4 ? 4 : 1;
   static constexpr int32_t kTeams = 4 / kTeamWarps;
   // How many of its later stages a team fills before it announces one: what half of the ring holds.
   static constexpr int32_t kLag = kStages / (2 * kTeams) - (kTeams == 1 ? 1 : 0);
 
-  // Of a thread after the roles have parted. Consumers of few rows need fewer.
-  static constexpr int kProducerRegisters = kBlockRows == 256 ? 72 : 104;
-  static constexpr int kConsumerRegisters = kBlockRows == 256 ? 216 : 200;
+  // Of a thread after the roles have parted. Consumers of few sums need fewer.
+  static constexpr int kProducerRegisters = kBlockN == 256 ? 72 : 104;
+  static constexpr int kConsumerRegisters = kBlockN == 256 ? 216 : 200;
 
   // The sums that a block leaves where its ring was, for the other blocks of its cluster.
-  static constexpr int32_t kSumsBytes = kBlockRows * kBlockCols * 4;
+  static constexpr int32_t kSumsBytes = kBlockN * kBlockCols * 4;
 
   static_assert(128 * kProducerRegisters + 256 * kConsumerRegisters <= kHopperThreads * 168,
                 "the launch has 168 registers for each of 384 threads");
   static_assert(kGroups == 1 || kGroups == 2, "a consumer has one group");
-  static_assert(kBlockRows == 64 || kBlockRows == 128 || kBlockRows == 256,
+  static_assert(kBlockN == 64 || kBlockN == 128 || kBlockN == 256,
                 "these widths of wgmma are wrapped");
   static_assert(kStages >= 4, "each of four warps may have a stage of its own");
   static_assert(kLag * kTeams <= kStages - 2,
                 "consumers free a stage only after they have the next one");
-  static_assert(kBlockKept % 16 == 0, "a step is whole wgmma steps");
-  static_assert(kXSlabBytes % 1024 == 0 && kValuesSlabBytes % 1024 == 0 && kRingOffset % 1024 == 0,
+  static_assert(kBlockDepth % 16 == 0, "a step is whole wgmma steps");
+  static_assert(kXSlabBytes % 1024 == 0 && kSlabBytes % 1024 == 0 && kRingOffset % 1024 == 0,
                 "a slab is whole swizzle patterns");
   static_assert(kSharedBytes <= kHopperSharedBytes, "the stages fit in shared memory");
   static_assert(kSumsBytes <= kStages * kStageBytes, "the sums fit in the ring");
 };
 
-using Hopper256x128 = HopperTile<KernelId::kSpmmHopper256x128, 256, 1>;
-using Hopper256x64x2 = HopperTile<KernelId::kSpmmHopper256x64x2, 256, 2>;
-using Hopper128x128 = HopperTile<KernelId::kSpmmHopper128x128, 128, 1>;
-using Hopper128x64x2 = HopperTile<KernelId::kSpmmHopper128x64x2, 128, 2>;
-using Hopper64x128 = HopperTile<KernelId::kSpmmHopper64x128, 64, 1>;
-using Hopper64x64x2 = HopperTile<KernelId::kSpmmHopper64x64x2, 64, 2>;
+using HopperSpmm256x128 = HopperTile<Op::kSpmm, KernelId::kSpmmHopper256x128, 256, 1>;
+using HopperSpmm256x64x2 = HopperTile<Op::kSpmm, KernelId::kSpmmHopper256x64x2, 256, 2>;
+using HopperSpmm128x128 = HopperTile<Op::kSpmm, KernelId::kSpmmHopper128x128, 128, 1>;
+using HopperSpmm128x64x2 = HopperTile<Op::kSpmm, KernelId::kSpmmHopper128x64x2, 128, 2>;
+using HopperSpmm64x128 = HopperTile<Op::kSpmm, KernelId::kSpmmHopper64x128, 64, 1>;
+using HopperSpmm64x64x2 = HopperTile<Op::kSpmm, KernelId::kSpmmHopper64x64x2, 64, 2>;
+using HopperSddmm256x128 = HopperTile<Op::kSddmm, KernelId::kSddmmHopper256x128, 256, 1>;
+using HopperSddmm128x128 = HopperTile<Op::kSddmm, KernelId::kSddmmHopper128x128, 128, 1>;
+using HopperSddmm128x64x2 = HopperTile<Op::kSddmm, KernelId::kSddmmHopper128x64x2, 128, 2>;
+using HopperSddmm64x128 = HopperTile<Op::kSddmm, KernelId::kSddmmHopper64x128, 64, 1>;
+using HopperSddmm64x64x2 = HopperTile<Op::kSddmm, KernelId::kSddmmHopper64x64x2, 64, 2>;
 
 // Whether the blocks of a cluster may share a tile: with float32 results, the consumers of the
 // largest tiles have no registers left for that.
-constexpr bool HopperShares(int32_t block_rows, int32_t result_bytes) {
-  return block_rows < 256 || result_bytes == 2;
+constexpr bool HopperShares(int32_t block_n, int32_t result_bytes) {
+  return block_n < 256 || result_bytes == 2;
 }
 
 // Larger clusters take longer to meet than they save.
@@ -103,7 +118,7 @@ constexpr int32_t kHopperMaxCluster = 4;
 
 struct HopperCoordinates {
   int32_t batch;
-  int32_t row_tile;
+  int32_t n_tile;
   int32_t col_tile;
 };
 
@@ -127,9 +142,9 @@ struct HopperRaster {
     const int32_t band = by_band.Quotient(within);
     const int32_t in_band = within - band * per_band;
     const bool last = band == last_band;
-    const int32_t row = last ? by_last_cols.Quotient(in_band) : by_band_cols.Quotient(in_band);
-    const int32_t col = in_band - row * (last ? last_cols : band_cols);
-    return {batch, row, band * band_cols + col};
+    const int32_t n = last ? by_last_cols.Quotient(in_band) : by_band_cols.Quotient(in_band);
+    const int32_t col = in_band - n * (last ? last_cols : band_cols);
+    return {batch, n, band * band_cols + col};
   }
 };
 

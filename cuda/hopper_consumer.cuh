@@ -52,12 +52,16 @@ class HopperConsumer {
       ptx::PinRegisters(sums);
       const bool shared = kShares && work.shared;
       if (shared) AddSums(sums);
-      if (args_.bias != nullptr) AddBias(sums, bias);
-      if (args_.emits_sum) {
-        Staging::Round(sums, waiting);
-        StoreRounds(waiting, &maps_.sum, at, shared);
+      if constexpr (kIsSpmm) {
+        if (args_.bias != nullptr) AddBias(sums, bias);
+        if (args_.emits_sum) {
+          Staging::Round(sums, waiting);
+          StoreRounds(waiting, &maps_.sum, at, shared);
+        }
+        ActivateAll<sizeof(Out) == 2 && !std::is_same_v<Out, __half>>(args_.activation, sums);
+      } else {
+        ClearPadding(sums, at);
       }
-      ActivateAll<sizeof(Out) == 2 && !std::is_same_v<Out, __half>>(args_.activation, sums);
       Staging::Round(sums, waiting);
       if (kDefers && !shared) {
         waiting_at = at;
@@ -74,13 +78,14 @@ class HopperConsumer {
   }
 
  private:
+  static constexpr bool kIsSpmm = Tile::kOp == Op::kSpmm;
   static constexpr int32_t kKPerWgmma = 16;
-  static constexpr int32_t kN = Tile::kBlockRows;
+  static constexpr int32_t kN = Tile::kBlockN;
   static constexpr int32_t kSums = kN / 2;  // of a thread
   using Staging = HopperStaging<Out, kSums>;
   using Rounded = typename Staging::Rounded;
   static constexpr int32_t kRounds = kN / Staging::kLine;  // of the epilogue
-  static constexpr bool kShares = HopperShares(Tile::kBlockRows, sizeof(Out));
+  static constexpr bool kShares = HopperShares(Tile::kBlockN, sizeof(Out));
   // Results in half precision fit in registers beside the sums of the next tile.
   static constexpr bool kDefers = sizeof(Out) == 2;
 
@@ -99,15 +104,17 @@ class HopperConsumer {
 
   __device__ __forceinline__ void Multiply(float (&sums)[kSums], bool accumulate) const {
     uint32_t x = shared_.X(ring_.stage);
-    if constexpr (Tile::kGroups == 2) x += consumer_ * Tile::kBlockKept * kHopperLineBytes;
-    const uint32_t values = shared_.Values(ring_.stage) + consumer_ * Tile::kValuesSlabBytes;
+    if constexpr (Tile::kGroups == 2) x += consumer_ * Tile::kGroupLines * kHopperLineBytes;
+    const uint32_t second = shared_.Second(ring_.stage) + consumer_ * Tile::kSlabBytes;
+    // The reduction runs across the lines in spmm, along them in sddmm.
+    using Major = std::conditional_t<kIsSpmm, ptx::MnMajor, ptx::KMajor>;
+    constexpr uint32_t kBytes = kKPerWgmma * (kIsSpmm ? kHopperLineBytes : 2);
     ptx::WgmmaFence();
 #pragma unroll
-    for (int32_t k = 0; k < Tile::kBlockKept / kKPerWgmma; ++k) {
-      const uint32_t k_bytes = k * kKPerWgmma * kHopperLineBytes;
-      ptx::Wgmma(ptx::OperandTag<T>{}, sums,
-                 ptx::Descriptor(values + k_bytes, Tile::kValuesSlabBytes),
-                 ptx::Descriptor(x + k_bytes, Tile::kXSlabBytes), accumulate || k > 0);
+    for (int32_t k = 0; k < Tile::kBlockDepth / kKPerWgmma; ++k) {
+      ptx::Wgmma(ptx::OperandTag<T, Major>{}, sums,
+                 ptx::Descriptor(second + k * kBytes, Tile::kSlabBytes),
+                 ptx::Descriptor(x + k * kBytes, Tile::kXSlabBytes), accumulate || k > 0);
     }
     ptx::WgmmaCommit();
   }
@@ -183,12 +190,14 @@ class HopperConsumer {
 
   __device__ __forceinline__ Bias LoadBias(const HopperCoordinates& at) const {
     Bias bias{};
-    if (args_.bias == nullptr) return bias;
+    if constexpr (kIsSpmm) {
+      if (args_.bias == nullptr) return bias;
 #pragma unroll
-    for (int32_t half = 0; half < 2; ++half) {
-      const int32_t col = FirstCol(at) + warp_ * 16 + lane_ / 4 + half * 8;
-      if (col < args_.cols) {
-        bias.of[half] = __ldg(args_.bias + int64_t{at.batch} * args_.cols + col);
+      for (int32_t half = 0; half < 2; ++half) {
+        const int32_t col = FirstCol(at) + warp_ * 16 + lane_ / 4 + half * 8;
+        if (col < args_.cols) {
+          bias.of[half] = __ldg(args_.bias + int64_t{at.batch} * args_.cols + col);
+        }
       }
     }
     return bias;
@@ -197,6 +206,17 @@ class HopperConsumer {
   __device__ __forceinline__ void AddBias(float (&sums)[kSums], const Bias& bias) const {
 #pragma unroll
     for (int32_t i = 0; i < kSums; ++i) sums[i] += bias.of[i / 2 % 2];
+  }
+
+  // The slots behind the valid ones have no gradient, whatever dy holds.
+  __device__ __forceinline__ void ClearPadding(float (&sums)[kSums],
+                                               const HopperCoordinates& at) const {
+    const int32_t valid = args_.valid_kept - at.n_tile * kN;
+    if (valid >= kN) return;
+#pragma unroll
+    for (int32_t i = 0; i < kSums; ++i) {
+      if (i / 4 * 8 + lane_ % 4 * 2 + i % 2 >= valid) sums[i] = 0.0f;
+    }
   }
 
   __device__ __forceinline__ int32_t FirstCol(const HopperCoordinates& at) const {
@@ -215,9 +235,9 @@ class HopperConsumer {
   __device__ __forceinline__ void StoreRound(const Rounded& rounded, int32_t round,
                                              const CUtensorMap* map, const HopperCoordinates& at) {
     const uint32_t staging = shared_.Staging(consumer_, buffer_);
-    const int32_t row = at.row_tile * Tile::kBlockRows + round * Staging::kLine;
+    const int32_t n = at.n_tile * kN + round * Staging::kLine;
     const int32_t col = FirstCol(at);
-    if (args_.result_feature_major) {
+    if (kIsSpmm && args_.result_feature_major) {
       // Every warp stores its own columns, and waits for no other.
       if (lane_ == 0) ptx::WaitStoresRead<1>();
       __syncwarp();
@@ -225,7 +245,7 @@ class HopperConsumer {
       ptx::FenceProxyAsync();
       __syncwarp();
       if (lane_ == 0) {
-        ptx::StoreBox(map, staging + warp_ * kHopperWarpCols * kHopperLineBytes, row,
+        ptx::StoreBox(map, staging + warp_ * kHopperWarpCols * kHopperLineBytes, n,
                       col + warp_ * kHopperWarpCols, at.batch);
         ptx::CommitStores();
       }
@@ -239,7 +259,7 @@ class HopperConsumer {
 #pragma unroll
         for (int32_t slab = 0; slab < Staging::kRowMajorSlabs; ++slab) {
           ptx::StoreBox(map, staging + slab * Staging::kLine * kHopperLineBytes,
-                        col + slab * Staging::kLine, row, at.batch);
+                        col + slab * Staging::kLine, n, at.batch);
         }
         ptx::CommitStores();
       }

@@ -6,7 +6,7 @@
 namespace jax_nm {
 
 struct HopperMaps {
-  CUtensorMap values;
+  CUtensorMap second;  // the values of spmm, dy of sddmm
   CUtensorMap result;
   CUtensorMap sum;  // before the activation
 };

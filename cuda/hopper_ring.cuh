@@ -22,7 +22,8 @@ struct HopperShared {
   __device__ __forceinline__ uint32_t X(int32_t stage) const {
     return base + Tile::kRingOffset + stage * Tile::kStageBytes;
   }
-  __device__ __forceinline__ uint32_t Values(int32_t stage) const {
+  // The values of spmm, dy of sddmm.
+  __device__ __forceinline__ uint32_t Second(int32_t stage) const {
     return X(stage) + Tile::kXBytes;
   }
   // Where a consumer's sums lie once the ring has run empty.

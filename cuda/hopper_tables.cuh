@@ -1,4 +1,4 @@
-// The instantiations of the Hopper kernel for one dtype of operands and one of results.
+// The instantiations of the Hopper kernels for one dtype of operands and one of results.
 #pragma once
 
 #include "kernel_hopper.cuh"
@@ -7,19 +7,19 @@
 namespace jax_nm {
 
 template <class T, class Out, class Tile>
-const void* HopperSpmmFunction() {
-  return reinterpret_cast<const void*>(&HopperSpmmKernel<T, Out, Tile>);
+KernelEntry HopperEntry() {
+  return {Tile::kId, true, reinterpret_cast<const void*>(&HopperKernel<T, Out, Tile>)};
 }
 
 template <class T, class Out>
-KernelTable HopperSpmmTable() {
+KernelTable HopperTable() {
   static KernelEntry entries[] = {
-      {Hopper256x128::kId, true, HopperSpmmFunction<T, Out, Hopper256x128>()},
-      {Hopper256x64x2::kId, true, HopperSpmmFunction<T, Out, Hopper256x64x2>()},
-      {Hopper128x128::kId, true, HopperSpmmFunction<T, Out, Hopper128x128>()},
-      {Hopper128x64x2::kId, true, HopperSpmmFunction<T, Out, Hopper128x64x2>()},
-      {Hopper64x128::kId, true, HopperSpmmFunction<T, Out, Hopper64x128>()},
-      {Hopper64x64x2::kId, true, HopperSpmmFunction<T, Out, Hopper64x64x2>()},
+      HopperEntry<T, Out, HopperSpmm256x128>(),   HopperEntry<T, Out, HopperSpmm256x64x2>(),
+      HopperEntry<T, Out, HopperSpmm128x128>(),   HopperEntry<T, Out, HopperSpmm128x64x2>(),
+      HopperEntry<T, Out, HopperSpmm64x128>(),    HopperEntry<T, Out, HopperSpmm64x64x2>(),
+      HopperEntry<T, Out, HopperSddmm256x128>(),  HopperEntry<T, Out, HopperSddmm128x128>(),
+      HopperEntry<T, Out, HopperSddmm128x64x2>(), HopperEntry<T, Out, HopperSddmm64x128>(),
+      HopperEntry<T, Out, HopperSddmm64x64x2>(),
   };
   return {entries, static_cast<int32_t>(sizeof(entries) / sizeof(entries[0]))};
 }

@@ -16,7 +16,8 @@
 
 #include "hopper_consumer.cuh"
 #include "hopper_maps.h"
-#include "hopper_producer.cuh"
+#include "hopper_sddmm_producer.cuh"
+#include "hopper_spmm_producer.cuh"
 
 #if defined(__CUDA_ARCH__) && !defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #error "wgmma and setmaxnreg exist in sm_90a alone: see cmake/CudaModule.cmake"
@@ -26,13 +27,12 @@ namespace jax_nm {
 
 template <class T, class Out, class Tile>
 __global__ void __launch_bounds__(kHopperThreads, 1)
-    HopperSpmmKernel(const __grid_constant__ HopperMaps maps,
-                     const __grid_constant__ HopperArgs args) {
+    HopperKernel(const __grid_constant__ HopperMaps maps, const __grid_constant__ HopperArgs args) {
   static_assert(sizeof(T) == 2, "operands are half precision");
   extern __shared__ unsigned char dynamic_shared[];
   const HopperShared<Tile> shared(dynamic_shared);
   if (threadIdx.x == 0) {
-    ptx::PrefetchTensorMap(&maps.values);
+    ptx::PrefetchTensorMap(&maps.second);
     ptx::PrefetchTensorMap(&maps.result);
     for (int32_t stage = 0; stage < Tile::kStages; ++stage) {
       ptx::BarrierInit(shared.Full(stage), Tile::kTeamWarps + 1);
@@ -47,7 +47,11 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
   const int32_t warpgroup = warp / kWarpgroupWarps;
   if (warpgroup == 0) {
     ptx::DecreaseRegisters<Tile::kProducerRegisters>();
-    HopperProducer<Tile>(args, &maps.values, shared, warp).Run();
+    if constexpr (Tile::kOp == Op::kSpmm) {
+      HopperSpmmProducer<Tile>(args, &maps.second, shared, warp).Run();
+    } else {
+      HopperSddmmProducer<Tile>(args, &maps.second, shared, warp).Run();
+    }
   } else {
     ptx::IncreaseRegisters<Tile::kConsumerRegisters>();
     HopperConsumer<T, Out, Tile>(args, maps, shared, warpgroup - 1).Run();

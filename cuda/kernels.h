@@ -31,7 +31,7 @@ KernelTable SddmmFloat32();
 KernelTable SddmmBFloat16();
 KernelTable SddmmFloat16();
 // In builds for sm_90a.
-KernelTable HopperSpmmBFloat16(bool float_result);
-KernelTable HopperSpmmFloat16(bool float_result);
+KernelTable HopperBFloat16(bool float_result);
+KernelTable HopperFloat16(bool float_result);
 
 }  // namespace jax_nm

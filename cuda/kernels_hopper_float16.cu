@@ -2,8 +2,8 @@
 
 namespace jax_nm {
 
-KernelTable HopperSpmmFloat16(bool float_result) {
-  return float_result ? HopperSpmmTable<__half, float>() : HopperSpmmTable<__half, __half>();
+KernelTable HopperFloat16(bool float_result) {
+  return float_result ? HopperTable<__half, float>() : HopperTable<__half, __half>();
 }
 
 }  // namespace jax_nm

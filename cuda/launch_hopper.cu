@@ -56,10 +56,10 @@ cudaError_t MakeMap(const Lines& m, int32_t box_lines, CUtensorMap* map) {
 }
 
 HopperRaster MakeRaster(const TileCounts& tiles, int32_t band_cols) {
-  const int32_t row_tiles = tiles.outer, col_tiles = tiles.inner;
+  const int32_t n_tiles = tiles.outer, col_tiles = tiles.inner;
   HopperRaster r{};
-  r.per_batch = row_tiles * col_tiles;
-  r.per_band = row_tiles * band_cols;
+  r.per_batch = n_tiles * col_tiles;
+  r.per_band = n_tiles * band_cols;
   r.band_cols = band_cols;
   r.last_band = CeilDiv(col_tiles, band_cols) - 1;
   r.last_cols = col_tiles - r.last_band * band_cols;
@@ -94,7 +94,7 @@ HopperArgs MakeHopperArgs(const Problem& p, const Config& config, const Buffers&
   a.cluster = config.cluster;
   a.by_cluster = MakeDivisor(config.cluster);
   a.by_blocks = MakeDivisor(config.blocks);
-  a.result_feature_major = p.y_layout == Layout::kFeatureMajor;
+  a.result_feature_major = p.op == Op::kSpmm && p.y_layout == Layout::kFeatureMajor;
   a.emits_sum = p.emits_sum;
   a.activation = p.activation;
   return a;
@@ -102,14 +102,25 @@ HopperArgs MakeHopperArgs(const Problem& p, const Config& config, const Buffers&
 
 bool IsAligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
 
+// What TMA fetches: the values, of which the padding slots are not visible, or dy.
+cudaError_t MakeSecondMap(const Problem& p, const Config& config, const HopperArgs& args,
+                          const void* data, CUtensorMap* map) {
+  if (p.op == Op::kSpmm) {
+    return MakeMap({data, p.dtype, p.cols, p.values_cols, args.valid_kept, p.kept, p.batch},
+                   config.block_kept, map);
+  }
+  return MakeMap({data, p.dtype, p.rows, p.rows, p.cols, p.cols, p.batch}, 64, map);
+}
+
 // Of the result, or of the sum before the activation, which lies alike.
-cudaError_t MakeResultMap(const Problem& p, const void* data, CUtensorMap* map) {
-  const bool feature_major = p.y_layout == Layout::kFeatureMajor;
-  const int64_t length = feature_major ? p.rows : p.cols;
-  const int64_t lines = feature_major ? p.cols : p.rows;
-  // The columns of a warp, or as many rows as a line has elements.
+cudaError_t MakeResultMap(const Problem& p, const HopperArgs& args, const void* data,
+                          CUtensorMap* map) {
+  const int64_t n = p.op == Op::kSpmm ? p.rows : p.kept;
+  const int64_t length = args.result_feature_major ? n : p.cols;
+  const int64_t lines = args.result_feature_major ? p.cols : n;
+  // The columns of a warp, or as many of N as a line has elements.
   const int32_t box_lines =
-      feature_major ? kHopperWarpCols : kHopperLineBytes / ByteWidth(p.result_dtype);
+      args.result_feature_major ? kHopperWarpCols : kHopperLineBytes / ByteWidth(p.result_dtype);
   return MakeMap({data, p.result_dtype, length, length, lines, lines, p.batch}, box_lines, map);
 }
 
@@ -133,16 +144,14 @@ cudaError_t LaunchHopper(const Problem& p, const Config& config, const void* fun
   if (!IsAligned(b.first) || !IsAligned(b.second) || !IsAligned(b.result) || !IsAligned(b.sum)) {
     return cudaErrorMisalignedAddress;
   }
-  HopperArgs args = MakeHopperArgs(p, config, b);
+  const HopperArgs args = MakeHopperArgs(p, config, b);
   HopperMaps maps{};
-  cudaError_t error =
-      MakeMap({b.second, p.dtype, p.cols, p.values_cols, args.valid_kept, p.kept, p.batch},
-              config.block_kept, &maps.values);
+  cudaError_t error = MakeSecondMap(p, config, args, b.second, &maps.second);
   if (error != cudaSuccess) return error;
-  error = MakeResultMap(p, b.result, &maps.result);
+  error = MakeResultMap(p, args, b.result, &maps.result);
   if (error != cudaSuccess) return error;
   if (p.emits_sum) {
-    error = MakeResultMap(p, b.sum, &maps.sum);
+    error = MakeResultMap(p, args, b.sum, &maps.sum);
     if (error != cudaSuccess) return error;
   }
   cudaLaunchAttribute cluster{};
@@ -155,7 +164,7 @@ cudaError_t LaunchHopper(const Problem& p, const Config& config, const void* fun
   launch.stream = stream;
   launch.attrs = &cluster;
   launch.numAttrs = config.cluster > 1 ? 1 : 0;
-  void* parameters[] = {&maps, &args};
+  void* parameters[] = {&maps, const_cast<HopperArgs*>(&args)};
   return cudaLaunchKernelExC(&launch, function, parameters);
 }
 

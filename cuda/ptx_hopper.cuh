@@ -205,8 +205,9 @@ __device__ __forceinline__ void StoreShared(uint32_t shared, const float4& v) {
 
 // ---- wgmma ----
 
-// Describes an operand whose M or N axis is contiguous: lines of 64 elements with the 128-byte
-// swizzle, `slab_bytes` from one 64 of M or N to the next, 1024 bytes from 8 lines to the next 8.
+// Describes an operand of lines of 64 elements with the 128-byte swizzle, 1024 bytes from 8 lines
+// to the next 8. Where M or N is contiguous, `slab_bytes` lead from one 64 of it to the next; where
+// the reduction is, they have no meaning.
 // https://docs.nvidia.com/cuda/parallel-thread-execution/#asynchronous-warpgroup-level-matrix-shared-memory-layout
 constexpr uint64_t kDescriptorSwizzle128 = uint64_t{1} << 62;
 __device__ __forceinline__ uint64_t Descriptor(uint32_t shared, uint32_t slab_bytes) {
@@ -262,29 +263,37 @@ __device__ __forceinline__ void PinRegisters(float (&d)[kCount]) {
 #define JAX_NM_NAMES_64 JAX_NM_NAMES_32 ", " JAX_NM_NAMES_32_63
 #define JAX_NM_NAMES_128 JAX_NM_NAMES_64 ", " JAX_NM_NAMES_64_127
 
-// d = a b, or d += a b if `accumulate`, for 64 x N sums d: N is contiguous in b, M in a.
+// d = a b, or d += a b if `accumulate`, for 64 x N sums d.
 // https://docs.nvidia.com/cuda/parallel-thread-execution/#asynchronous-warpgroup-level-matrix-instructions-wgmma-mma
-#define JAX_NM_WGMMA(TYPE, NAME, N, COUNT, A, B, ACCUMULATE)                             \
-  __device__ __forceinline__ void Wgmma(TYPE, float (&d)[COUNT], uint64_t a, uint64_t b, \
-                                        bool accumulate) {                               \
-    asm volatile("{\n.reg .pred accumulate;\nsetp.ne.b32 accumulate, " ACCUMULATE        \
-                 ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N "k16.f32." NAME "." NAME   \
-                 " {" JAX_NM_NAMES_##COUNT "}, " A ", " B ", accumulate, 1, 1, 1, 1;\n}" \
-                 : JAX_NM_SUMS_##COUNT(0)                                                \
-                 : "l"(a), "l"(b), "r"(static_cast<int32_t>(accumulate)));               \
+#define JAX_NM_WGMMA(T, NAME, MAJOR, TRANSPOSED, N, COUNT, A, B, ACCUMULATE)                       \
+  __device__ __forceinline__ void Wgmma(OperandTag<T, MAJOR>, float (&d)[COUNT], uint64_t a,       \
+                                        uint64_t b, bool accumulate) {                             \
+    asm volatile("{\n.reg .pred accumulate;\nsetp.ne.b32 accumulate, " ACCUMULATE                  \
+                 ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N "k16.f32." NAME "." NAME             \
+                 " {" JAX_NM_NAMES_##COUNT "}, " A ", " B ", accumulate, 1, 1, " TRANSPOSED ";\n}" \
+                 : JAX_NM_SUMS_##COUNT(0)                                                          \
+                 : "l"(a), "l"(b), "r"(static_cast<int32_t>(accumulate)));                         \
   }
 
-// Chooses the instruction for an operand type; carries nothing.
-template <class T>
+// Which axis of both operands is contiguous in memory.
+struct MnMajor {};  // M of a, N of b
+struct KMajor {};   // the reduction
+
+// Chooses the instruction for operands; carries nothing.
+template <class T, class Major>
 struct OperandTag {};
 
-JAX_NM_WGMMA(OperandTag<__nv_bfloat16>, "bf16", 64, 32, "%32", "%33", "%34")
-JAX_NM_WGMMA(OperandTag<__half>, "f16", 64, 32, "%32", "%33", "%34")
-JAX_NM_WGMMA(OperandTag<__nv_bfloat16>, "bf16", 128, 64, "%64", "%65", "%66")
-JAX_NM_WGMMA(OperandTag<__nv_bfloat16>, "bf16", 256, 128, "%128", "%129", "%130")
-JAX_NM_WGMMA(OperandTag<__half>, "f16", 256, 128, "%128", "%129", "%130")
-JAX_NM_WGMMA(OperandTag<__half>, "f16", 128, 64, "%64", "%65", "%66")
+#define JAX_NM_WGMMA_WIDTHS(T, NAME, MAJOR, TRANSPOSED)                  \
+  JAX_NM_WGMMA(T, NAME, MAJOR, TRANSPOSED, 64, 32, "%32", "%33", "%34")  \
+  JAX_NM_WGMMA(T, NAME, MAJOR, TRANSPOSED, 128, 64, "%64", "%65", "%66") \
+  JAX_NM_WGMMA(T, NAME, MAJOR, TRANSPOSED, 256, 128, "%128", "%129", "%130")
 
+JAX_NM_WGMMA_WIDTHS(__nv_bfloat16, "bf16", MnMajor, "1, 1")
+JAX_NM_WGMMA_WIDTHS(__half, "f16", MnMajor, "1, 1")
+JAX_NM_WGMMA_WIDTHS(__nv_bfloat16, "bf16", KMajor, "0, 0")
+JAX_NM_WGMMA_WIDTHS(__half, "f16", KMajor, "0, 0")
+
+#undef JAX_NM_WGMMA_WIDTHS
 #undef JAX_NM_WGMMA
 #undef JAX_NM_NAMES_128
 #undef JAX_NM_NAMES_64

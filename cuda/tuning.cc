@@ -103,6 +103,11 @@ Config BaseConfig(const KernelInfo& kernel, int32_t element_bytes) {
     case KernelId::kSpmmHopper128x64x2:
     case KernelId::kSpmmHopper64x128:
     case KernelId::kSpmmHopper64x64x2:
+    case KernelId::kSddmmHopper256x128:
+    case KernelId::kSddmmHopper128x128:
+    case KernelId::kSddmmHopper128x64x2:
+    case KernelId::kSddmmHopper64x128:
+    case KernelId::kSddmmHopper64x64x2:
       break;
   }
   return Config{};

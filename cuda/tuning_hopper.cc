@@ -15,12 +15,13 @@ constexpr int64_t kMaxTiles = int64_t{1} << 30;
 
 // What host code needs to know of a tile.
 struct Shape {
+  Op op;
   KernelId kernel;
-  int32_t block_rows;
+  int32_t block_n;  // rows of spmm, slots of sddmm
   int32_t block_cols;
-  int32_t block_kept;
-  int32_t groups;      // that the tile gathers for
-  int32_t group_cols;  // of each; they lie in one group of the weight
+  int32_t block_depth;  // of the reduction: slots of spmm, rows of sddmm
+  int32_t groups;       // that the tile gathers for
+  int32_t group_cols;   // of each; they lie in one group of the weight
   int32_t stages;
   int32_t shared_bytes;
   double step_cycles;  // of a step
@@ -32,14 +33,18 @@ struct Shape {
 // 64 slots.
 template <class Tile>
 constexpr Shape MakeShape(double step_cycles, double tile_cycles) {
-  return {Tile::kId,        Tile::kBlockRows, Tile::kBlockCols,   Tile::kBlockKept, Tile::kGroups,
-          Tile::kGroupCols, Tile::kStages,    Tile::kSharedBytes, step_cycles,      tile_cycles};
+  return {Tile::kOp,          Tile::kId,     Tile::kBlockN,    Tile::kBlockCols,
+          Tile::kBlockDepth,  Tile::kGroups, Tile::kGroupCols, Tile::kStages,
+          Tile::kSharedBytes, step_cycles,   tile_cycles};
 }
 
 constexpr Shape kShapes[] = {
-    MakeShape<Hopper256x128>(1100.0, 4000.0), MakeShape<Hopper256x64x2>(820.0, 4500.0),
-    MakeShape<Hopper128x128>(656.0, 2300.0),  MakeShape<Hopper128x64x2>(530.0, 1000.0),
-    MakeShape<Hopper64x128>(470.0, 1100.0),   MakeShape<Hopper64x64x2>(360.0, 700.0),
+    MakeShape<HopperSpmm256x128>(1100.0, 4000.0),   MakeShape<HopperSpmm256x64x2>(820.0, 4500.0),
+    MakeShape<HopperSpmm128x128>(656.0, 2300.0),    MakeShape<HopperSpmm128x64x2>(530.0, 1000.0),
+    MakeShape<HopperSpmm64x128>(470.0, 1100.0),     MakeShape<HopperSpmm64x64x2>(360.0, 700.0),
+    MakeShape<HopperSddmm256x128>(1100.0, 4000.0),  MakeShape<HopperSddmm128x128>(656.0, 2300.0),
+    MakeShape<HopperSddmm128x64x2>(1000.0, 2300.0), MakeShape<HopperSddmm64x128>(470.0, 1100.0),
+    MakeShape<HopperSddmm64x64x2>(600.0, 1100.0),
 };
 
 const Shape* FindShape(KernelId kernel) {
@@ -51,19 +56,24 @@ const Shape* FindShape(KernelId kernel) {
 
 int64_t CeilDiv64(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// The tiles in flight walk over the slots in step, so what L2 takes from memory is one panel of x
-// per row of tiles and one of the values per column of them. At 8192^3, 4:32, bands of 8 columns
-// of 256 x 128 tiles read 71 MB of x in each wave of 17 us, the chosen bands of 32 read 21 MB:
-// 0.273 and 0.261 ms on an H200.
+int64_t N(const Problem& p) { return p.op == Op::kSpmm ? p.rows : p.kept; }
+
+// The tiles in flight walk over the reduction in step, so what L2 takes from memory is one panel of
+// x per row of tiles and one of the other operand per column of them. At 8192^3, 4:32, bands of 8
+// columns of 256 x 128 tiles read 71 MB of x in each wave of 17 us, the chosen bands of 32 read 21
+// MB: 0.273 and 0.261 ms on an H200.
 int32_t RasterCols(const Problem& p, const Shape& s, int32_t num_sms) {
-  const int64_t rows = CeilDiv64(p.rows, s.block_rows), cols = CeilDiv64(p.cols, s.block_cols);
-  const int64_t in_flight = std::min<int64_t>(num_sms, rows * cols);
-  const double row_bytes = 2.0 * s.block_rows * p.depth;
-  const double col_bytes = 2.0 * s.block_cols * p.kept;
+  const bool is_spmm = p.op == Op::kSpmm;
+  const int64_t n = CeilDiv64(N(p), s.block_n), cols = CeilDiv64(p.cols, s.block_cols);
+  const int64_t in_flight = std::min<int64_t>(num_sms, n * cols);
+  // Tiles of different columns gather different features: together, all of their windows.
+  const double features = is_spmm ? 1.0 * p.depth : 1.0 * s.block_n / p.n * p.m;
+  const double n_bytes = 2.0 * features * (is_spmm ? s.block_n : p.rows);
+  const double col_bytes = 2.0 * s.block_cols * (is_spmm ? p.kept : p.rows);
   int64_t best = 0;
   double best_bytes = 0.0;
-  for (int64_t c = std::max<int64_t>(1, in_flight / rows); c <= std::min(cols, in_flight); ++c) {
-    const double bytes = std::min(rows, CeilDiv64(in_flight, c)) * row_bytes + c * col_bytes;
+  for (int64_t c = std::max<int64_t>(1, in_flight / n); c <= std::min(cols, in_flight); ++c) {
+    const double bytes = std::min(n, CeilDiv64(in_flight, c)) * n_bytes + c * col_bytes;
     if (best == 0 || bytes < best_bytes) {
       best = c;
       best_bytes = bytes;
@@ -73,11 +83,11 @@ int32_t RasterCols(const Problem& p, const Shape& s, int32_t num_sms) {
 }
 
 int64_t TilesOfLaunch(const Problem& p, const Shape& s) {
-  return p.batch * CeilDiv64(p.rows, s.block_rows) * CeilDiv64(p.cols, s.block_cols);
+  return p.batch * CeilDiv64(N(p), s.block_n) * CeilDiv64(p.cols, s.block_cols);
 }
 
 int64_t HopperSteps(const Problem& p, const Shape& s) {
-  return CeilDiv64(ValidKept(p.depth, p.n, p.m), s.block_kept);
+  return CeilDiv64(p.op == Op::kSpmm ? ValidKept(p.depth, p.n, p.m) : p.rows, s.block_depth);
 }
 
 // How many blocks are in flight in clusters of a size. The multiprocessors of a cluster belong to
@@ -107,10 +117,15 @@ std::string HopperReason(const Problem& p, KernelId kernel) {
     return "needs something to multiply, got an empty operand";
   }
   if (p.rows % 8 != 0) return MultipleOf8("rows", p.rows);
-  if (p.values_cols % 8 != 0) return MultipleOf8("the length of a row of values", p.values_cols);
-  if (p.y_layout == Layout::kRowMajor && p.cols * ByteWidth(p.result_dtype) % 16 != 0) {
-    return "needs a row-major y to have rows of whole 16 bytes, got " + std::to_string(p.cols) +
-           " columns";
+  if (p.op == Op::kSddmm) {
+    if (p.y_layout != Layout::kFeatureMajor) return "needs a feature-major dy, got a row-major one";
+  } else if (p.values_cols % 8 != 0) {
+    return MultipleOf8("the length of a row of values", p.values_cols);
+  }
+  const bool row_major_result = p.op == Op::kSddmm || p.y_layout == Layout::kRowMajor;
+  if (row_major_result && p.cols * ByteWidth(p.result_dtype) % 16 != 0) {
+    return "needs a row-major result to have rows of whole 16 bytes, got " +
+           std::to_string(p.cols) + " columns";
   }
   if (p.vector_length % s.group_cols != 0 && p.vector_length < p.cols) {
     return "needs a vector_length that is a multiple of " + std::to_string(s.group_cols) +
@@ -133,10 +148,11 @@ std::vector<Config> HopperConfigs(const Problem& p, KernelId kernel, int32_t num
   Config c{};
   c.kernel = kernel;
   c.staging = Staging::kGather;
-  c.block_rows = s.block_rows;
+  const bool is_spmm = p.op == Op::kSpmm;
+  c.block_rows = is_spmm ? s.block_n : s.block_depth;
   c.block_cols = s.block_cols;
-  c.block_kept = s.block_kept;
-  c.block_windows = UnitsTouched(s.block_kept, p.n);
+  c.block_kept = is_spmm ? s.block_depth : s.block_n;
+  c.block_windows = UnitsTouched(c.block_kept, p.n);
   c.threads = kHopperThreads;
   c.stages = s.stages;
   c.split = 1;
@@ -147,7 +163,7 @@ std::vector<Config> HopperConfigs(const Problem& p, KernelId kernel, int32_t num
   c.cluster = 1;
   c.shared_bytes = s.shared_bytes;
   std::vector<Config> configs{c};
-  if (!HopperShares(s.block_rows, ByteWidth(p.result_dtype))) return configs;
+  if (!HopperShares(s.block_n, ByteWidth(p.result_dtype))) return configs;
   for (int32_t cluster = 2; cluster <= kHopperMaxCluster; ++cluster) {
     const int32_t most = BlocksInClusters(num_sms, cluster);
     // Every block of a cluster has a step.
@@ -177,7 +193,7 @@ double HopperCycles(const Problem& p, const Config& c) {
   const int64_t whole = TilesOfLaunch(p, s) - c.shared_tiles;
   const int64_t rounds = CeilDiv64(whole, c.blocks);
   const int64_t shared_rounds = CeilDiv64(c.shared_tiles, c.blocks / c.cluster);
-  const double sums_bytes = 4.0 * s.block_rows * s.block_cols;
+  const double sums_bytes = 4.0 * s.block_n * s.block_cols;
   const double share = kShare + sums_bytes * (c.cluster - 1) / c.cluster / kBytesPerCycle;
   return kLaunch + rounds * (steps * s.step_cycles + s.tile_cycles) +
          shared_rounds * (CeilDiv64(steps, c.cluster) * s.step_cycles + s.tile_cycles + share);

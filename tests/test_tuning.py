@@ -323,8 +323,12 @@ def test_unknown_activations_are_refused():
 # The kernels for Hopper's tensor cores.
 
 
-def half(**options):
-    return problem(**{"dtype": "bfloat16", "pattern": (8, 32, 256)} | options)
+def half(op="spmm", **options):
+    return problem(op, **{"dtype": "bfloat16", "pattern": (8, 32, 256)} | options)
+
+
+def hopper_kernels(op):
+    return {name: k for name, k in HOPPER.items() if name.startswith(f"{op}_hopper")}
 
 
 @pytest.mark.parametrize("arch", SHARED_BYTES)
@@ -384,7 +388,7 @@ def test_half_precision_runs_on_the_tensor_cores_of_hopper(arch):
         (dict(cols=4100), "needs the length of a row of values to be a multiple of 8"),
         (
             dict(cols=4100, padded_values=True, y_feature_major=False),
-            "needs a row-major y to have rows of whole 16 bytes, got 4100 columns",
+            "needs a row-major result to have rows of whole 16 bytes, got 4100 columns",
         ),
         (
             dict(pattern=(8, 32, 96)),
@@ -404,18 +408,52 @@ def test_what_the_hopper_kernels_do_not_take_goes_to_the_generic_ones(change, re
     choice = _tuning.choose(**half(**change))
     assert choice["kernel"] not in HOPPER
     rejected = dict(choice["rejected"])
-    for name, kernel in HOPPER.items():
+    for name, kernel in hopper_kernels("spmm").items():
         assert re.match(reason, rejected[name]), rejected[name]
         with pytest.raises(ValueError, match=reason):
             _tuning.choose(**half(**change, kernel=kernel))
 
 
+@pytest.mark.parametrize(
+    "change, reason",
+    (
+        (dict(dtype="float32"), "needs bfloat16 or float16 operands"),
+        (dict(x_feature_major=False), "needs a feature-major x"),
+        (dict(y_feature_major=False), "needs a feature-major dy"),
+        (dict(rows=4097), "needs rows to be a multiple of 8, .* got 4097"),
+        (dict(cols=4100), "needs a row-major result to have rows of whole 16 bytes"),
+        (dict(pattern=(8, 32, 96)), r"needs a vector_length that is .* got 96"),
+        (dict(rows=0), "needs something to multiply"),
+    ),
+    ids=str,
+)
+def test_what_the_hopper_kernels_of_sddmm_do_not_take(change, reason):
+    choice = _tuning.choose(**half("sddmm", **change))
+    assert choice["kernel"] not in HOPPER
+    rejected = dict(choice["rejected"])
+    for name, kernel in hopper_kernels("sddmm").items():
+        assert re.match(reason, rejected[name]), rejected[name]
+        with pytest.raises(ValueError, match=reason):
+            _tuning.choose(**half("sddmm", **change, kernel=kernel))
+
+
+@pytest.mark.parametrize("length", (64, 128, 256, 2**31 - 1))
+@pytest.mark.parametrize("rows, depth, cols", ((72, 40, 72), (4096, 4096, 4096)))
+def test_sddmm_in_half_precision_runs_on_tensor_cores(rows, depth, cols, length):
+    choice = _tuning.choose(
+        **half("sddmm", rows=rows, depth=depth, cols=cols, pattern=(8, 32, length))
+    )
+    assert choice["kernel"] in hopper_kernels("sddmm"), choice
+    assert choice["config"]["block_rows"] == 64
+
+
 def test_a_build_without_code_for_sm_90a_has_no_hopper_kernels():
-    choice = _tuning.choose(**half(), wgmma=False)
-    assert choice["kernel"] == _tuning.choose(**half(arch=100))["kernel"]
-    for kernel in HOPPER.values():
-        with pytest.raises(ValueError, match=r"code for it \(sm_90a\) in this build"):
-            _tuning.choose(**half(kernel=kernel), wgmma=False)
+    for op in ("spmm", "sddmm"):
+        choice = _tuning.choose(**half(op), wgmma=False)
+        assert choice["kernel"] == _tuning.choose(**half(op, arch=100))["kernel"]
+        for kernel in hopper_kernels(op).values():
+            with pytest.raises(ValueError, match=r"code for it \(sm_90a\) in this"):
+                _tuning.choose(**half(op, kernel=kernel), wgmma=False)
 
 
 @pytest.mark.parametrize("length", (128, 256))

@@ -132,10 +132,33 @@ def _hopper() -> Iterable[Point]:
         yield Point("spmm", *square, pattern, "bfloat16", epilogue="bias+gelu")
 
 
+def _backward() -> Iterable[Point]:
+    """Both gradients in half precision, alone and in a whole training step."""
+    rows = [rows for rows in SWEEP_ROWS if rows >= 1024]
+    for shape, n in itertools.product(
+        itertools.product(rows, SWEEP_COLS_DEPTH), SWEEP_KEPT
+    ):
+        pattern = Pattern(n, 32, 128)
+        yield Point("sddmm", shape[0], *shape[1], pattern, "bfloat16")
+    squares = [(4096, 4096, 4096), (8192, 8192, 8192)]
+    for shape, n, length in itertools.product(
+        [*squares, (4096, 4096, 11264)], (16, 8, 4), (128, 256)
+    ):
+        yield Point("spmm_t", *shape, Pattern(n, 32, length), "bfloat16")
+    for shape, n in itertools.product(squares, (16, 8, 4)):
+        yield Point("step", *shape, Pattern(n, 32, 256), "bfloat16")
+
+
 def _quick() -> Iterable[Point]:
     """A look at this machine in seconds."""
     for length, n in itertools.product((32, 128), (16, 8, 4)):
         yield Point("spmm", 512, 2048, 2048, Pattern(n, 32, length), "float32")
 
 
-SUITES = {"quick": _quick, "generic": _generic, "hopper": _hopper, "fp32": _fp32}
+SUITES = {
+    "quick": _quick,
+    "generic": _generic,
+    "hopper": _hopper,
+    "backward": _backward,
+    "fp32": _fp32,
+}
