@@ -379,4 +379,12 @@ int64_t WorkspaceBytes(const Problem& p) {
   return split < 2 ? 0 : split * elements * 4;
 }
 
+bool DensePays(const Problem& p, bool wgmma) {
+  constexpr int32_t kTypicalArch = 90;  // as far as nobody knows the device
+  if (p.op == Op::kSpmm || p.kernel != 0) return false;
+  const Choice choice = Choose(p, kTypicalArch, 0, wgmma, WorkspaceBytes(p));
+  return choice.chosen.verdict == Verdict::kChosen &&
+         DenseCycles(p, choice.device) < choice.chosen.cycles;
+}
+
 }  // namespace jax_nm

@@ -17,7 +17,9 @@ struct Device {
   int32_t fp32_lanes;          // fused multiply-adds per cycle and SM
   int64_t block_shared_bytes;  // the most one block may ask for
   int64_t sm_shared_bytes;
-  bool wgmma;  // runs machine code for sm_90a
+  bool wgmma;               // runs machine code for sm_90a
+  int32_t tensor_flops;     // dense, in half precision, per cycle and SM
+  int32_t bytes_per_cycle;  // of memory
 };
 
 // Limits of the newest known architecture that is not newer than `arch`. `num_sms` = 0: those of a
@@ -74,6 +76,11 @@ std::string Reason(const Problem& p, const Choice& choice, const Candidate& cand
 // Bytes of workspace that let a reduction be split when its result has few tiles: a function of
 // shapes alone, because it is fixed when a program is lowered.
 int64_t WorkspaceBytes(const Problem& p);
+
+// Whether the product is faster by way of the dense weight or its dense gradient, with the dense
+// product of a library. Only for the products of the gradient: in spmm a NaN of x would reach
+// columns that do not read it. `wgmma` as for Choose.
+bool DensePays(const Problem& p, bool wgmma);
 
 // Groups only need to be told apart within `cols`: a vector as long as that or longer acts like a
 // multiple of every tile width.

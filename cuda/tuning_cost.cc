@@ -183,4 +183,23 @@ double EstimateCycles(const Problem& p, const Device& device, const Config& c) {
   return cycles;
 }
 
+double DenseCycles(const Problem& p, const Device& device) {
+  constexpr double kLaunches = 25500.0;    // three kernels, each as HopperCycles counts one
+  constexpr double kTensorShare = 0.65;    // of the peak, at the clocks that power allows
+  constexpr double kLanesShare = 0.75;     // without tensor cores
+  constexpr double kBandwidthShare = 0.5;  // of a pass that gathers
+  const bool half = ByteWidth(p.dtype) == 2;
+  const double elements = double(p.batch) * p.depth * p.cols;
+  const double kept = double(p.batch) * p.kept * p.cols;
+  const double flops_per_cycle = half           ? kTensorShare * device.tensor_flops
+                                 : p.allow_tf32 ? kTensorShare * device.tensor_flops / 2.0
+                                                : kLanesShare * device.fp32_lanes * 2.0;
+  const double product = 2.0 * p.rows * elements / (flops_per_cycle * device.num_sms);
+  // The dense weight in the operands' dtype, or its gradient in float32.
+  const double dense_bytes = elements * (p.op == Op::kSddmm ? 4.0 : ByteWidth(p.dtype));
+  const double pass = (dense_bytes + kept * ByteWidth(p.dtype)) / kBandwidthShare;
+  return kLaunches + std::max(product, dense_bytes / device.bytes_per_cycle) +
+         pass / device.bytes_per_cycle;
+}
+
 }  // namespace jax_nm

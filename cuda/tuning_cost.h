@@ -11,4 +11,8 @@ namespace jax_nm {
 // it ranks configurations of one problem.
 double EstimateCycles(const Problem& p, const Device& device, const Config& c);
 
+// The same of a product by way of a dense matrix: a pass over memory that expands the weight or
+// picks its kept slots, and the dense product.
+double DenseCycles(const Problem& p, const Device& device);
+
 }  // namespace jax_nm

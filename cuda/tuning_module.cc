@@ -99,6 +99,9 @@ NB_MODULE(_tuning, m) {
          nb::arg("wgmma") = true);
   Define(m, "workspace_bytes", &WorkspaceBytes,
          "Bytes of the workspace that a problem's FFI call should get.");
+  Define(m, "dense_pays", &DensePays,
+         "Whether a product of the gradient is faster by way of a dense matrix.",
+         nb::arg("wgmma") = true);
   m.def("kernels", &KernelIds, "Maps the name of each CUDA kernel to its id.");
 }
 

@@ -7,6 +7,7 @@ to `rows`. A platform without kernels runs `_reference` instead.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import math
@@ -18,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_nm import _reference
+from jax_nm import _dense, _reference
 
 if TYPE_CHECKING:
     from jax_nm._pattern import Pattern
@@ -191,7 +192,11 @@ def _call(
         # An empty sum; XLA's CPU compiler cannot lay out its operands feature-major.
         return [jnp.zeros(shape, out_dtype)]
     dtype = np.dtype(first.dtype)
-    if has_kernel(platform, dtype):
+    if has_kernel(platform, dtype) and dense_pays(
+        op, platform, dtype, out_dtype, merged, second.shape[-1], spec
+    ):
+        results = [_mapped_dense(op, first, second, indices, spec, out_dtype)]
+    elif has_kernel(platform, dtype):
         results = _ffi(
             op,
             platform,
@@ -241,6 +246,76 @@ def _mapped_reference(
 ) -> jax.Array:
     fun = functools.partial(
         getattr(_reference, op), pattern=spec.pattern, depth=spec.depth
+    )
+    return jax.vmap(fun)(first, second, indices)
+
+
+def dense_pays(
+    op: str,
+    platform: str | None,
+    dtype: Any,
+    out_dtype: Any,
+    batch_and_rows: tuple[Any, Any],
+    cols: int,
+    spec: Spec,
+    wgmma: bool | None = None,
+) -> bool:
+    """Whether a product of the gradient goes by way of a dense matrix.
+
+    Decided when a program is lowered, for the GPU that is there, or else for Hopper.
+    """
+    batch, rows = batch_and_rows
+    if platform != "cuda" or op == "spmm" or _symbolic(batch):
+        return False
+    # A size that is not known yet is taken for a large one.
+    rows = _MANY_ROWS if _symbolic(rows) else rows
+    x_fm, y_fm = layouts(platform, rows, None)
+    if wgmma is None:
+        wgmma = getattr(cuda_module(), "has_wgmma", lambda: True)()
+    arch = spec.arch or _local_arch()
+    arguments = problem_arguments(
+        op,
+        dtype,
+        dtype if out_dtype == dtype else _reference.accumulator(dtype),
+        batch,
+        rows + row_padding(platform, rows, np.dtype(dtype), x_fm or y_fm),
+        cols,
+        dataclasses.replace(spec, arch=arch),
+        x_fm,
+        y_fm,
+    )
+    return bool(_tuning.dense_pays(*(*arguments, wgmma)))
+
+
+_MANY_ROWS = 4096
+
+
+@functools.cache
+def _local_arch() -> int:
+    """The compute capability of this process's first GPU, as 90 for 9.0; or 0."""
+    try:
+        device = jax.local_devices(backend="cuda")[0]
+    except RuntimeError:
+        return 0
+    return int(str(device.compute_capability).replace(".", ""))
+
+
+def _mapped_dense(
+    op: str,
+    first: jax.Array,
+    second: jax.Array,
+    indices: jax.Array,
+    spec: Spec,
+    out_dtype: np.dtype,
+) -> jax.Array:
+    dtype = np.dtype(first.dtype)
+    precision = jax.lax.Precision
+    fun = functools.partial(
+        getattr(_dense, op),
+        pattern=spec.pattern,
+        depth=spec.depth,
+        precision=precision.HIGHEST if spec.highest else precision.DEFAULT,
+        out_dtype=dtype if out_dtype == dtype else _reference.accumulator(dtype),
     )
     return jax.vmap(fun)(first, second, indices)
 

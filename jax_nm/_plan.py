@@ -28,7 +28,7 @@ class Plan:
       arch: The instruction set or compute capability chosen for, such as 'avx512' or
         'sm_90'.
       problem: The sizes, pattern, dtypes and layouts.
-      kernel: The kernel's name.
+      kernel: The kernel's name; 'dense' for XLA's product with the dense weight.
       config: Its configuration, as (name, value) pairs.
       why: The reason, in a sentence.
       rejected: (candidate, reason) for what was considered and turned down.
@@ -225,6 +225,14 @@ def _plan(
         wgmma = cuda.has_wgmma() if here and cuda is not None else True
         choice = _tuning.choose(*(*arguments, wgmma))
         arch = f"sm_{capability}"
+        if op != "spmm" and _tuning.dense_pays(*(*arguments, wgmma)):
+            why = (
+                "by estimate, XLA's dense product and a pass over the dense "
+                + ("weight" if op == "spmm_t" else "gradient")
+                + " take less time than the sparse kernels"
+            )
+            sparse = (choice["kernel"], choice["why"])
+            return Plan(op, platform, arch, problem, "dense", (), why, (sparse,))
     return Plan(
         op,
         platform,

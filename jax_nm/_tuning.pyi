@@ -52,5 +52,28 @@ def workspace_bytes(
 ) -> int:
     """Bytes of scratch memory that the call is given."""
 
+def dense_pays(
+    op: str,
+    dtype: str,
+    result_dtype: str,
+    batch: int,
+    rows: int,
+    depth: int,
+    cols: int,
+    n: int,
+    m: int,
+    vector_length: int,
+    x_feature_major: bool,
+    y_feature_major: bool,
+    allow_tf32: bool,
+    kernel: int,
+    arch: int,
+    activation: str = "",
+    has_bias: bool = False,
+    padded_values: bool = False,
+    wgmma: bool = True,
+) -> bool:
+    """Whether the product is faster by way of a dense matrix; never for 'spmm'."""
+
 def kernels() -> dict[str, int]:
     """The id of each CUDA kernel by its name."""

@@ -1,0 +1,97 @@
+"""The products of the gradient by way of a dense matrix, where that is faster.
+
+    spmm_t:  dx      = dy W^T             with the dense weight W, expanded for the call
+    sddmm:   dvalues = (x^T dy) at the kept positions
+
+XLA's own product is as fast as the GPU is; what is added is one pass over memory. Each
+element of W and of dvalues is a gather within its window, in which consecutive columns
+read consecutive elements. A NaN or Inf of dy makes its whole row of dx non-finite here.
+Matrices are [rows, ...] as in `_reference`; indices must not repeat within a window.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jax_nm._pattern import Pattern
+
+
+def spmm_t(
+    dy: Array,
+    values: Array,
+    indices: Array,
+    *,
+    pattern: Pattern,
+    depth: int,
+    precision: Any,
+    out_dtype: np.dtype,
+) -> Array:
+    """[rows, cols], [kept, cols], [groups, kept] -> [rows, depth], rounded once."""
+    return jnp.einsum(
+        "rc,kc->rk",
+        dy,
+        expand(values, indices, pattern=pattern, depth=depth),
+        precision=precision,
+        preferred_element_type=out_dtype,
+    )
+
+
+def sddmm(
+    x: Array,
+    dy: Array,
+    indices: Array,
+    *,
+    pattern: Pattern,
+    depth: int,
+    precision: Any,
+    out_dtype: np.dtype,
+) -> Array:
+    """[rows, depth], [rows, cols], [groups, kept] -> [kept, cols], rounded once."""
+    full = jnp.einsum(
+        "rk,rc->kc", x, dy, precision=precision, preferred_element_type=out_dtype
+    )
+    cols = full.shape[1]
+    windows = _windows(full, pattern, depth, pattern.m)
+    offsets = jnp.moveaxis(_offsets(indices, pattern), 0, 2)[..., None]
+    picked = jnp.take_along_axis(windows, offsets, 1, mode="promise_in_bounds")
+    kept = picked.reshape(pattern.kept(depth), -1)[:, :cols]
+    return jnp.where(pattern.is_slot(depth)[:, None], kept, 0)
+
+
+def expand(values: Array, indices: Array, *, pattern: Pattern, depth: int) -> Array:
+    """[kept, cols], [groups, kept] -> the dense weight [depth, cols]."""
+    cols = values.shape[1]
+    windows = _windows(values, pattern, depth, pattern.n)
+    # Which slot holds each row of a window, [groups, windows, m].
+    slots = pattern.is_slot(depth).reshape(-1, 1, pattern.n)
+    rows = jnp.arange(pattern.m, dtype=jnp.int32)[:, None]
+    holds = (_offsets(indices, pattern)[:, :, None] == rows) & slots
+    slot, is_held = jnp.argmax(holds, axis=-1), jnp.any(holds, axis=-1)
+    slot, is_held = (jnp.moveaxis(a, 0, 2)[..., None] for a in (slot, is_held))
+    picked = jnp.take_along_axis(windows, slot, 1, mode="promise_in_bounds")
+    dense = jnp.where(is_held, picked, 0)
+    return dense.reshape(-1, windows.shape[2] * windows.shape[3])[:depth, :cols]
+
+
+def _offsets(indices: Array, pattern: Pattern) -> Array:
+    """[groups, kept] -> int32 [groups, windows, n], within the window."""
+    offsets = jnp.minimum(indices.astype(jnp.int32), pattern.m - 1)
+    return offsets.reshape(offsets.shape[0], -1, pattern.n)
+
+
+def _windows(a: Array, pattern: Pattern, depth: int, height: int) -> Array:
+    """[rows, cols] -> [windows, height, groups, columns of a group], zero-padded."""
+    rows, cols = a.shape
+    windows, groups = pattern.windows(depth), pattern.groups(cols)
+    length = min(pattern.vector_length, cols)
+    a = jax.lax.pad(
+        a,
+        jnp.zeros((), a.dtype),
+        ((0, windows * height - rows, 0), (0, groups * length - cols, 0)),
+    )
+    return a.reshape(windows, height, groups, length)

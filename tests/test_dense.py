@@ -1,0 +1,150 @@
+"""The products of the gradient by way of a dense matrix, and when they go that way."""
+
+from __future__ import annotations
+
+import functools
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+from problems import PROBLEMS, integers, is_padding
+
+import jax_nm
+from jax_nm import Pattern, _dense, _lowering, _tuning
+
+SHAPE = jax.ShapeDtypeStruct
+NOT_EMPTY = [
+    p
+    for p in PROBLEMS
+    if p.dtype != "float64" and min(*p.batch, p.rows, p.depth, p.cols, 1) > 0
+]
+every_problem = pytest.mark.parametrize("problem", NOT_EMPTY, ids=str)
+
+
+def by_way_of_dense(op, problem, operands):
+    """As the lowering calls it: matrices of rank 3, the batch axes merged."""
+    batch = int(np.prod(problem.batch))
+    first, second, indices = map(jnp.asarray, operands)
+    fun = functools.partial(
+        getattr(_dense, op),
+        pattern=problem.pattern,
+        depth=problem.depth,
+        precision=jax.lax.Precision.HIGHEST,
+        out_dtype=np.dtype(np.float32),
+    )
+    second_rows = problem.rows if op == "sddmm" else problem.kept
+    return jax.jit(jax.vmap(fun))(
+        first.reshape(batch, problem.rows, -1).astype(jnp.float32),
+        second.reshape(batch, second_rows, problem.cols).astype(jnp.float32),
+        indices.reshape(batch, problem.groups, problem.kept),
+    )
+
+
+@pytest.mark.parametrize("op", ("spmm_t", "sddmm"))
+@every_problem
+def test_integers_are_exact(problem, op):
+    operands = integers(problem).of(op)
+    exact = oracle.compute(op, problem, *operands)
+    out = by_way_of_dense(op, problem, operands)
+    np.testing.assert_array_equal(np.asarray(out).reshape(exact.shape), exact)
+
+
+@every_problem
+def test_expand_is_the_dense_weight(problem):
+    operands = integers(problem)
+    values = np.array(operands.values)
+    padding = is_padding(problem)
+    values[..., padding, :] = np.nan  # what padding slots hold is not read
+    batch = int(np.prod(problem.batch))
+    expand = functools.partial(
+        _dense.expand, pattern=problem.pattern, depth=problem.depth
+    )
+    dense = jax.vmap(expand)(
+        jnp.asarray(values).reshape(batch, problem.kept, problem.cols),
+        jnp.asarray(operands.indices).reshape(batch, problem.groups, problem.kept),
+    )
+    exact = oracle.dense(problem, operands.values, operands.indices)
+    np.testing.assert_array_equal(
+        np.asarray(dense).astype(np.float64).reshape(exact.shape),
+        exact.astype(np.float64),
+    )
+
+
+def test_any_index_byte_is_safe():
+    pattern = Pattern(3, 8, vector_length=4)
+    indices = jnp.full((2, pattern.kept(20)), 255, jnp.uint8)
+    values = jnp.ones((pattern.kept(20), 8))
+    dense = _dense.expand(values, indices, pattern=pattern, depth=20)
+    assert dense.shape == (20, 8)
+    assert np.isfinite(dense).all()
+
+
+def gradients_lowered(monkeypatch, dtype, rows, precision="default", arch=None):
+    """The text of both gradients, lowered for CUDA."""
+    monkeypatch.setattr(_lowering, "cuda_module", lambda: types.ModuleType("_cuda"))
+    if arch is not None:
+        monkeypatch.setattr(_lowering, "_local_arch", lambda: arch)
+    pattern = Pattern(8, 32, vector_length=128)
+    w = jax.eval_shape(
+        lambda kernel: jax_nm.compress(kernel, pattern), SHAPE((4096, 4096), dtype)
+    )
+    x = SHAPE((rows, 4096), jnp.dtype(dtype))
+
+    def gradients(x, values, indices):
+        def product(x, values):
+            weight = jax_nm.NMArray(values, indices, pattern, 4096, 4096)
+            return jax_nm.spmm(x, weight, precision=precision)
+
+        y, pull = jax.vjp(product, x, values)
+        return pull(y)
+
+    traced = jax.jit(gradients).trace(x, w.values, w.indices)
+    plans = {
+        op: jax_nm.explain(x, w, op, arch or 90, precision=precision).kernel
+        for op in ("spmm_t", "sddmm")
+    }
+    return traced.lower(lowering_platforms=("cuda",)).as_text(), plans
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rows", "precision", "arch", "dense"),
+    [
+        ("bfloat16", 4096, "default", 90, {"spmm_t"}),
+        ("bfloat16", 4096, "default", 80, {"spmm_t", "sddmm"}),
+        ("float32", 4096, "default", 90, {"spmm_t", "sddmm"}),
+        ("float32", 4096, "highest", 90, set()),
+        ("float32", 16, "default", 90, set()),
+    ],
+)
+def test_what_goes_by_way_of_dense(monkeypatch, dtype, rows, precision, arch, dense):
+    text, plans = gradients_lowered(monkeypatch, dtype, rows, precision, arch)
+    for op in ("spmm_t", "sddmm"):
+        assert (f"@{_lowering.target_name(op)}" in text) == (op not in dense), op
+        assert (plans[op] == "dense") == (op in dense), plans
+    assert ("dot_general" in text) == bool(dense)
+
+
+def test_a_plan_by_way_of_dense_says_so():
+    pattern = Pattern(8, 32, vector_length=128)
+    w = jax.eval_shape(
+        lambda kernel: jax_nm.compress(kernel, pattern), SHAPE((4096, 4096), "bfloat16")
+    )
+    plan = jax_nm.explain(SHAPE((4096, 4096), jnp.bfloat16), w, "spmm_t", 90)
+    assert plan.kernel == "dense"
+    assert "pass over the dense weight" in plan.why
+    ((kernel, why),) = plan.rejected
+    assert kernel.startswith("spmm_t_")
+    assert "cycles" in why
+
+
+def test_the_product_itself_and_forced_kernels_never_go_that_way():
+    from test_tuning import problem
+
+    assert not _tuning.dense_pays(**problem("spmm"))
+    half = dict(dtype="bfloat16", pattern=(8, 32, 128))
+    assert _tuning.dense_pays(**problem("spmm_t", **half))
+    kernel = _tuning.kernels()["spmm_t_4x8"]
+    assert not _tuning.dense_pays(**problem("spmm_t", kernel=kernel, **half))
