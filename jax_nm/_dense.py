@@ -15,10 +15,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from jax_nm._pattern import Pattern
+from jax_nm._reference import accumulator
 
 
 def spmm_t(
@@ -29,16 +29,10 @@ def spmm_t(
     pattern: Pattern,
     depth: int,
     precision: Any,
-    out_dtype: np.dtype,
 ) -> Array:
-    """[rows, cols], [kept, cols], [groups, kept] -> [rows, depth], rounded once."""
-    return jnp.einsum(
-        "rc,kc->rk",
-        dy,
-        expand(values, indices, pattern=pattern, depth=depth),
-        precision=precision,
-        preferred_element_type=out_dtype,
-    )
+    """[rows, cols], [kept, cols], [groups, kept] -> [rows, depth], unrounded."""
+    dense = expand(values, indices, pattern=pattern, depth=depth)
+    return _product("rc,kc->rk", dy, dense, precision)
 
 
 def sddmm(
@@ -49,12 +43,9 @@ def sddmm(
     pattern: Pattern,
     depth: int,
     precision: Any,
-    out_dtype: np.dtype,
 ) -> Array:
-    """[rows, depth], [rows, cols], [groups, kept] -> [kept, cols], rounded once."""
-    full = jnp.einsum(
-        "rk,rc->kc", x, dy, precision=precision, preferred_element_type=out_dtype
-    )
+    """[rows, depth], [rows, cols], [groups, kept] -> [kept, cols], unrounded."""
+    full = _product("rk,rc->kc", x, dy, precision)
     cols = full.shape[1]
     windows = _windows(full, pattern, depth, pattern.m)
     offsets = jnp.moveaxis(_offsets(indices, pattern), 0, 2)[..., None]
@@ -76,6 +67,14 @@ def expand(values: Array, indices: Array, *, pattern: Pattern, depth: int) -> Ar
     picked = jnp.take_along_axis(windows, slot, 1, mode="promise_in_bounds")
     dense = jnp.where(is_held, picked, 0)
     return dense.reshape(-1, windows.shape[2] * windows.shape[3])[:depth, :cols]
+
+
+def _product(equation: str, a: Array, b: Array, precision: Any) -> Array:
+    """In float32. Asked for half precision, XLA would round partial sums to it too."""
+    dtype = accumulator(a.dtype)
+    sums = jnp.einsum(equation, a, b, precision=precision, preferred_element_type=dtype)
+    # Nor may the rounding that follows be fused into the product.
+    return jax.lax.optimization_barrier(sums)
 
 
 def _offsets(indices: Array, pattern: Pattern) -> Array:

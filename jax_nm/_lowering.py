@@ -195,7 +195,7 @@ def _call(
     if has_kernel(platform, dtype) and dense_pays(
         op, platform, dtype, out_dtype, merged, second.shape[-1], spec
     ):
-        results = [_mapped_dense(op, first, second, indices, spec, out_dtype)]
+        results = [_mapped_dense(op, first, second, indices, spec)]
     elif has_kernel(platform, dtype):
         results = _ffi(
             op,
@@ -306,16 +306,13 @@ def _mapped_dense(
     second: jax.Array,
     indices: jax.Array,
     spec: Spec,
-    out_dtype: np.dtype,
 ) -> jax.Array:
-    dtype = np.dtype(first.dtype)
     precision = jax.lax.Precision
     fun = functools.partial(
         getattr(_dense, op),
         pattern=spec.pattern,
         depth=spec.depth,
         precision=precision.HIGHEST if spec.highest else precision.DEFAULT,
-        out_dtype=dtype if out_dtype == dtype else _reference.accumulator(dtype),
     )
     return jax.vmap(fun)(first, second, indices)
 
