@@ -81,7 +81,10 @@ def spmm(
 def spmm_t(
     dy: Array, values: Array, indices: Array, *, spec: Spec, out_dtype: Any
 ) -> Array:
-    """dx[r, source(g, j)] += sum over c in g of dy[r, c] * values[j, c]."""
+    """dx[r, source(g, j)] += sum over c in g of dy[r, c] * values[j, c].
+
+    On a GPU this may be a dense product: `_dense`.
+    """
     return spmm_t_p.bind(
         *_vary_alike(dy, values, indices), spec=spec, out_dtype=np.dtype(out_dtype)
     )
