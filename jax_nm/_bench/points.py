@@ -134,12 +134,11 @@ def _hopper() -> Iterable[Point]:
 
 def _backward() -> Iterable[Point]:
     """Both gradients in half precision, alone and in a whole training step."""
-    rows = [rows for rows in SWEEP_ROWS if rows >= 1024]
-    for shape, n in itertools.product(
-        itertools.product(rows, SWEEP_COLS_DEPTH), SWEEP_KEPT
+    many_rows = [rows for rows in SWEEP_ROWS if rows >= 1024]
+    for rows, (cols, depth), n in itertools.product(
+        many_rows, SWEEP_COLS_DEPTH, SWEEP_KEPT
     ):
-        pattern = Pattern(n, 32, 128)
-        yield Point("sddmm", shape[0], *shape[1], pattern, "bfloat16")
+        yield Point("sddmm", rows, cols, depth, Pattern(n, 32, 128), "bfloat16")
     squares = [(4096, 4096, 4096), (8192, 8192, 8192)]
     for shape, n, length in itertools.product(
         [*squares, (4096, 4096, 11264)], (16, 8, 4), (128, 256)
