@@ -263,12 +263,11 @@ def dense_pays(
     """Whether a product of the gradient goes by way of a dense matrix.
 
     Decided when a program is lowered, for the GPU that is there, or else for Hopper.
+    Symbolic sizes are left to the kernels, which choose at run time.
     """
     batch, rows = batch_and_rows
-    if platform != "cuda" or op == "spmm" or _symbolic(batch):
+    if platform != "cuda" or op == "spmm" or _symbolic(batch) or _symbolic(rows):
         return False
-    # A size that is not known yet is taken for a large one.
-    rows = _MANY_ROWS if _symbolic(rows) else rows
     x_fm, y_fm = layouts(platform, rows, None)
     if wgmma is None:
         wgmma = getattr(cuda_module(), "has_wgmma", lambda: True)()
@@ -285,9 +284,6 @@ def dense_pays(
         y_fm,
     )
     return bool(_tuning.dense_pays(*(*arguments, wgmma)))
-
-
-_MANY_ROWS = 4096
 
 
 @functools.cache
