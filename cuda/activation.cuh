@@ -5,7 +5,6 @@
 #include <cmath>
 
 #include "problem.h"
-#include "ptx.cuh"
 
 namespace jax_nm {
 
@@ -27,15 +26,6 @@ __device__ __forceinline__ float Gelu(float x) {
   return TimesSigmoid(x, x * fmaf(kCubic * x, x, kLinear));
 }
 
-// The same by the tanh of the hardware, which is right to 2^-11 of itself and takes half the time:
-// for results that are rounded to 2^-9.
-__device__ __forceinline__ float GeluApproximate(float x) {
-  constexpr float kLinear = 0.79788456f;
-  constexpr float kCubic = 0.035677408f;
-  const float half = 0.5f * x;
-  return fmaf(half, ptx::TanhApproximate(x * fmaf(kCubic * x, x, kLinear)), half);
-}
-
 // With erfc instead of 1 + erf the digits of small results are not lost.
 __device__ __forceinline__ float GeluExact(float x) {
   constexpr float kSqrtHalf = 0.70710678f;
@@ -48,8 +38,7 @@ __device__ __forceinline__ float Silu(float x) {
 }
 
 // Applies the activation to every element. It is the same for all threads, and asked for once.
-// kCoarse: the results are rounded to bfloat16.
-template <bool kCoarse = false, int kCount>
+template <int kCount>
 __device__ __forceinline__ void ActivateAll(Activation activation, float (&values)[kCount]) {
   const auto apply = [&](auto function) {
 #pragma unroll
@@ -62,7 +51,7 @@ __device__ __forceinline__ void ActivateAll(Activation activation, float (&value
       apply([](float x) { return Relu(x); });
       break;
     case Activation::kGelu:
-      apply([](float x) { return kCoarse ? GeluApproximate(x) : Gelu(x); });
+      apply([](float x) { return Gelu(x); });
       break;
     case Activation::kGeluExact:
       apply([](float x) { return GeluExact(x); });

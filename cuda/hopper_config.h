@@ -123,8 +123,8 @@ struct HopperCoordinates {
 };
 
 // The order of the tiles. Columns run fastest inside bands of `band_cols` column tiles: the tiles
-// in flight then read few panels of x and few of the values, which L2 holds while they walk over
-// the slots in step.
+// in flight then read few panels of x and few of the other operand, which L2 holds while they walk
+// over the reduction in step.
 struct HopperRaster {
   int32_t per_batch;
   int32_t per_band;

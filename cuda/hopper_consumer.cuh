@@ -58,7 +58,7 @@ class HopperConsumer {
           Staging::Round(sums, waiting);
           StoreRounds(waiting, &maps_.sum, at, shared);
         }
-        ActivateAll<sizeof(Out) == 2 && !std::is_same_v<Out, __half>>(args_.activation, sums);
+        ActivateAll(args_.activation, sums);
       } else {
         ClearPadding(sums, at);
       }

@@ -24,7 +24,7 @@ __device__ __forceinline__ uint32_t RoundPair<__half>(float a, float b) {
   return *reinterpret_cast<const uint32_t*>(&pair);
 }
 
-// The sums of a thread of one 64 x N tile of columns by rows: sums 4 j to 4 j + 3 lie at line
+// The sums of a thread of one 64 x N tile of columns by rows, or in sddmm by slots: sums 4 j to 4 j + 3 lie at line
 // lane / 4 of the warp's 16 columns (the second pair 8 columns later) and rows 8 j + 2 (lane % 4)
 // and the next.
 //

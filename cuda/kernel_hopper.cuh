@@ -1,8 +1,8 @@
-// spmm for half precision on Hopper: y = activation(x W + bias) with wgmma, where the gather costs
-// next to no time of its own.
+// spmm and sddmm for half precision on Hopper, with wgmma, where the gather costs next to no time
+// of its own: y = activation(x W + bias), and dvalues = x^T dy at the kept slots.
 //
-//   producer   warpgroup 0: gathers the lines of x that a step's slots name by 16-byte cp.async,
-//              fetches the values by TMA; both land in the layout that wgmma reads
+//   producer   warpgroup 0: gathers the lines of x that slots name by 16-byte cp.async, fetches the
+//              values, or dy, by TMA; both land in the layout that wgmma reads
 //   consumers  warpgroups 1 and 2: multiply, each its own columns of the tile, and convert; what
 //              they stage and store by TMA goes out while they multiply the next tile
 //
@@ -10,8 +10,8 @@
 // run on across tiles. `full` of a stage completes when the producer warps of its team and the
 // values have arrived, `empty` when the eight consumer warps have read it.
 //
-// Nothing that is not part of the product is multiplied: lines beyond `rows` and slots beyond
-// `valid_kept` are zeros on both sides, so neither NaNs in padding slots nor odd sizes show.
+// Nothing that is not part of the product shows: lines beyond `rows` are zeros on both sides, and
+// slots beyond `valid_kept` are in spmm; in sddmm, where they are results, they are cleared.
 #pragma once
 
 #include "hopper_consumer.cuh"

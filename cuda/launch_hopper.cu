@@ -6,7 +6,6 @@
 #include "hopper_maps.h"
 #include "launch_args.h"
 #include "launch_hopper.h"
-#include "tuning_hopper.h"
 
 namespace jax_nm {
 namespace {

@@ -37,11 +37,4 @@ __device__ __forceinline__ void WaitGroup() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
-// https://docs.nvidia.com/cuda/parallel-thread-execution/#floating-point-instructions-tanh
-__device__ __forceinline__ float TanhApproximate(float x) {
-  float y;
-  asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
 }  // namespace jax_nm::ptx

@@ -224,7 +224,7 @@ Candidate BestOf(const Problem& p, const Device& device, const KernelInfo& kerne
   return best;
 }
 
-// Where a product has few tiles and a long reduction, which only the generic kernels split, the
+// Where a product has few tiles and a long reduction, which the generic kernels split finer, the
 // estimates of the two families can each be wrong by a factor: at 256 rows (H200, float32) the
 // generic kernels took up to 1.6 times the estimate, and at 1024 rows a step of the Hopper kernel
 // 0.8 of it. With enough tiles there is no doubt: 8:32 at 4096^3, L = 128, in bfloat16 takes

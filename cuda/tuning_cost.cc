@@ -184,7 +184,7 @@ double EstimateCycles(const Problem& p, const Device& device, const Config& c) {
 }
 
 double DenseCycles(const Problem& p, const Device& device) {
-  constexpr double kLaunches = 25500.0;    // three kernels, each as HopperCycles counts one
+  constexpr double kLaunches = 25500.0;    // three kernels, with their first loads and last stores
   constexpr double kTensorShare = 0.65;    // of the peak, at the clocks that power allows
   constexpr double kLanesShare = 0.75;     // without tensor cores
   constexpr double kBandwidthShare = 0.5;  // of a pass that gathers

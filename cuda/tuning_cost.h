@@ -7,8 +7,8 @@
 
 namespace jax_nm {
 
-// Estimated cycles of one launch, the reduction of split results included. Only its order matters:
-// it ranks configurations of one problem.
+// Estimated cycles of one launch, the reduction of split results included: to rank configurations
+// of one problem, and to be compared with DenseCycles.
 double EstimateCycles(const Problem& p, const Device& device, const Config& c);
 
 // The same of a product by way of a dense matrix: a pass over memory that expands the weight or

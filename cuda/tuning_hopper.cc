@@ -1,7 +1,7 @@
 #include "tuning_hopper.h"
 
 #include <algorithm>
-#include <cmath>
+#include <vector>
 
 #include "hopper_config.h"
 #include "kernel_args.h"
@@ -103,46 +103,8 @@ std::string MultipleOf8(const char* name, int64_t got) {
          std::to_string(got);
 }
 
-}  // namespace
-
-bool IsHopper(KernelId kernel) { return FindShape(kernel) != nullptr; }
-
-std::string HopperReason(const Problem& p, KernelId kernel) {
-  const Shape& s = *FindShape(kernel);
-  if (p.dtype != DType::kBFloat16 && p.dtype != DType::kFloat16) {
-    return "needs bfloat16 or float16 operands";
-  }
-  if (p.x_layout != Layout::kFeatureMajor) return "needs a feature-major x, got a row-major one";
-  if (p.batch == 0 || p.rows == 0 || p.cols == 0 || p.depth == 0) {
-    return "needs something to multiply, got an empty operand";
-  }
-  if (p.rows % 8 != 0) return MultipleOf8("rows", p.rows);
-  if (p.op == Op::kSddmm) {
-    if (p.y_layout != Layout::kFeatureMajor) return "needs a feature-major dy, got a row-major one";
-  } else if (p.values_cols % 8 != 0) {
-    return MultipleOf8("the length of a row of values", p.values_cols);
-  }
-  const bool row_major_result = p.op == Op::kSddmm || p.y_layout == Layout::kRowMajor;
-  if (row_major_result && p.cols * ByteWidth(p.result_dtype) % 16 != 0) {
-    return "needs a row-major result to have rows of whole 16 bytes, got " +
-           std::to_string(p.cols) + " columns";
-  }
-  if (p.vector_length % s.group_cols != 0 && p.vector_length < p.cols) {
-    return "needs a vector_length that is a multiple of " + std::to_string(s.group_cols) +
-           " or spans all columns, got " + std::to_string(p.vector_length);
-  }
-  if (std::max({p.rows, p.depth, p.cols, p.kept, p.batch}) > kMaxDimension ||
-      p.depth * p.rows / 8 >= int64_t{kHopperNoLine} || p.kept * p.values_cols * 2 >= kMaxStride ||
-      p.rows * p.cols * 4 >= kMaxStride) {
-    return "needs dimensions that tensor maps and 32-bit offsets hold";
-  }
-  if (TilesOfLaunch(p, s) > kMaxTiles) {
-    return "needs at most " + std::to_string(kMaxTiles) + " tiles";
-  }
-  return "";
-}
-
-std::vector<Config> HopperConfigs(const Problem& p, KernelId kernel, int32_t num_sms) {
+// The ways to launch a kernel for a problem that it computes.
+std::vector<Config> LaunchesOf(const Problem& p, KernelId kernel, int32_t num_sms) {
   const Shape& s = *FindShape(kernel);
   const int64_t tiles = TilesOfLaunch(p, s);
   Config c{};
@@ -176,8 +138,47 @@ std::vector<Config> HopperConfigs(const Problem& p, KernelId kernel, int32_t num
   return configs;
 }
 
+}  // namespace
+
+bool IsHopper(KernelId kernel) { return FindShape(kernel) != nullptr; }
+
+std::string HopperReason(const Problem& p, KernelId kernel) {
+  const Shape& s = *FindShape(kernel);
+  if (p.dtype != DType::kBFloat16 && p.dtype != DType::kFloat16) {
+    return "needs bfloat16 or float16 operands";
+  }
+  if (p.x_layout != Layout::kFeatureMajor) return "needs a feature-major x, got a row-major one";
+  if (p.batch == 0 || p.rows == 0 || p.cols == 0 || p.depth == 0) {
+    return "needs something to multiply, got an empty operand";
+  }
+  if (p.rows % 8 != 0) return MultipleOf8("rows", p.rows);
+  if (p.op == Op::kSddmm) {
+    if (p.y_layout != Layout::kFeatureMajor) return "needs a feature-major dy, got a row-major one";
+  } else if (p.values_cols % 8 != 0) {
+    return MultipleOf8("the length of a row of values", p.values_cols);
+  }
+  const bool row_major_result = p.op == Op::kSddmm || p.y_layout == Layout::kRowMajor;
+  if (row_major_result && p.cols * ByteWidth(p.result_dtype) % 16 != 0) {
+    return "needs a row-major result to have rows of whole 16 bytes, got " +
+           std::to_string(p.cols) + " columns";
+  }
+  if (p.vector_length % s.group_cols != 0 && p.vector_length < p.cols) {
+    return "needs a vector_length that is a multiple of " + std::to_string(s.group_cols) +
+           " or spans all columns, got " + std::to_string(p.vector_length);
+  }
+  if (std::max({p.rows, p.depth, p.cols, p.kept, p.batch}) > kMaxDimension ||
+      p.depth * p.rows / 8 >= int64_t{kHopperNoLine} || p.kept * p.values_cols * 2 >= kMaxStride ||
+      std::max(p.rows, p.kept) * p.cols * 4 >= kMaxStride) {
+    return "needs dimensions that tensor maps and 32-bit offsets hold";
+  }
+  if (TilesOfLaunch(p, s) > kMaxTiles) {
+    return "needs at most " + std::to_string(kMaxTiles) + " tiles";
+  }
+  return "";
+}
+
 Config HopperConfig(const Problem& p, KernelId kernel, int32_t num_sms) {
-  const std::vector<Config> configs = HopperConfigs(p, kernel, num_sms);
+  const std::vector<Config> configs = LaunchesOf(p, kernel, num_sms);
   return *std::min_element(configs.begin(), configs.end(), [&](const Config& a, const Config& b) {
     return HopperCycles(p, a) < HopperCycles(p, b);
   });

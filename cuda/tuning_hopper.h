@@ -3,7 +3,6 @@
 
 #include <cstdint>
 #include <string>
-#include <vector>
 
 #include "config.h"
 #include "problem.h"
@@ -16,9 +15,8 @@ bool IsHopper(KernelId kernel);
 // operands must also be aligned to 16 bytes, as XLA's buffers are.
 std::string HopperReason(const Problem& p, KernelId kernel);
 
-// The ways to launch a kernel for a problem that it computes, the fastest of them, and the
-// estimated cycles of a launch, to be compared with those of the other kernels.
-std::vector<Config> HopperConfigs(const Problem& p, KernelId kernel, int32_t num_sms);
+// The fastest way to launch a kernel for a problem that it computes, and the estimated cycles of a
+// launch, to be compared with those of the other kernels.
 Config HopperConfig(const Problem& p, KernelId kernel, int32_t num_sms);
 double HopperCycles(const Problem& p, const Config& config);
 

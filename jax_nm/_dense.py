@@ -59,10 +59,10 @@ def expand(values: Array, indices: Array, *, pattern: Pattern, depth: int) -> Ar
     cols = values.shape[1]
     windows = _windows(values, pattern, depth, pattern.n)
     # Which slot holds each row of a window, [groups, windows, m].
-    slots = pattern.is_slot(depth).reshape(-1, 1, pattern.n)
-    rows = jnp.arange(pattern.m, dtype=jnp.int32)[:, None]
+    slots = pattern.is_slot(depth).reshape(1, -1, 1, pattern.n)
+    rows = jnp.arange(pattern.m, dtype=jnp.int32).reshape(1, 1, -1, 1)
     holds = (_offsets(indices, pattern)[:, :, None] == rows) & slots
-    slot, is_held = jnp.argmax(holds, axis=-1), jnp.any(holds, axis=-1)
+    slot, is_held = jax.lax.argmax(holds, 3, jnp.int32), jnp.any(holds, axis=-1)
     slot, is_held = (jnp.moveaxis(a, 0, 2)[..., None] for a in (slot, is_held))
     picked = jnp.take_along_axis(windows, slot, 1, mode="promise_in_bounds")
     dense = jnp.where(is_held, picked, 0)
@@ -70,7 +70,7 @@ def expand(values: Array, indices: Array, *, pattern: Pattern, depth: int) -> Ar
 
 
 def _product(equation: str, a: Array, b: Array, precision: Any) -> Array:
-    """In float32. Asked for half precision, XLA would round partial sums to it too."""
+    """In float32. Asked for half precision, XLA may round partial sums to it too."""
     dtype = accumulator(a.dtype)
     sums = jnp.einsum(equation, a, b, precision=precision, preferred_element_type=dtype)
     # Nor may the rounding that follows be fused into the product.

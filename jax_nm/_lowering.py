@@ -270,7 +270,8 @@ def dense_pays(
         return False
     x_fm, y_fm = layouts(platform, rows, None)
     if wgmma is None:
-        wgmma = getattr(cuda_module(), "has_wgmma", lambda: True)()
+        cuda = cuda_module()
+        wgmma = cuda is not None and cuda.has_wgmma()
     arch = spec.arch or _local_arch()
     arguments = problem_arguments(
         op,
@@ -303,6 +304,8 @@ def _mapped_dense(
     indices: jax.Array,
     spec: Spec,
 ) -> jax.Array:
+    # Every matrix takes its dense size of memory while its product lasts.
+    dense_bytes = 4 * first.shape[0] * spec.depth * second.shape[-1]
     precision = jax.lax.Precision
     fun = functools.partial(
         getattr(_dense, op),
@@ -310,7 +313,12 @@ def _mapped_dense(
         depth=spec.depth,
         precision=precision.HIGHEST if spec.highest else precision.DEFAULT,
     )
-    return jax.vmap(fun)(first, second, indices)
+    if dense_bytes <= _MANY_DENSE_BYTES:
+        return jax.vmap(fun)(first, second, indices)
+    return jax.lax.map(lambda operands: fun(*operands), (first, second, indices))
+
+
+_MANY_DENSE_BYTES = 1 << 30
 
 
 def _ffi(

@@ -28,7 +28,8 @@ class Plan:
       arch: The instruction set or compute capability chosen for, such as 'avx512' or
         'sm_90'.
       problem: The sizes, pattern, dtypes and layouts.
-      kernel: The kernel's name; 'dense' for XLA's product with the dense weight.
+      kernel: The kernel's name; 'dense' for XLA's product with the dense weight or,
+        of 'sddmm', of the dense gradient.
       config: Its configuration, as (name, value) pairs.
       why: The reason, in a sentence.
       rejected: (candidate, reason) for what was considered and turned down.
@@ -225,7 +226,11 @@ def _plan(
         wgmma = cuda.has_wgmma() if here and cuda is not None else True
         choice = _tuning.choose(*(*arguments, wgmma))
         arch = f"sm_{capability}"
-        if op != "spmm" and _tuning.dense_pays(*(*arguments, wgmma)):
+        there = dataclasses.replace(spec, arch=capability)
+        sizes = (batch, rows)
+        if _lowering.dense_pays(
+            op, platform, dtype, result_dtype, sizes, cols, there, wgmma
+        ):
             why = (
                 "by estimate, XLA's dense product and a pass over the dense "
                 + ("weight" if op == "spmm_t" else "gradient")

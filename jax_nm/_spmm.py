@@ -46,10 +46,10 @@ def spmm(
     gradient of a named activation reads the sum in the dtype of the result, or
     unrounded under HIGHEST, on every platform.
 
-    Where a GPU has no kernel for it that is faster, the gradient for `x` is a dense
-    product with the expanded weight (`explain` says where). A NaN or Inf in a row of
-    the cotangent then makes that whole row of the gradient non-finite, and otherwise
-    the elements that read it.
+    Where a GPU has no kernel for them that is faster, the gradients for `x` and for
+    ``w.values`` are dense products (`explain` says where), which take the memory of a
+    dense weight. A NaN or Inf in a row of the cotangent then makes that whole row of
+    the gradient for `x` non-finite, and otherwise the elements that read it.
 
     Args:
       x: ``[..., depth]``, floating. A batched `w` broadcasts against ``x.shape[:-2]``

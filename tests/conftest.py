@@ -17,6 +17,8 @@ import pytest
 # Before the backends start: sharding is tested on four host devices.
 jax.config.update("jax_num_cpu_devices", 4)
 
+from problems import cuda_stub
+
 from jax_nm import _lowering
 
 NO_CUDA = "needs a CUDA GPU and the CUDA kernels"
@@ -91,6 +93,13 @@ def cuda():
         pytest.skip(NO_CUDA)
     with jax.default_device(jax.devices("cuda")[0]):
         yield "cuda"
+
+
+@pytest.fixture
+def with_cuda(monkeypatch):
+    """Lowers to the CUDA kernels as a build with them does; nothing is run."""
+    monkeypatch.setattr(_lowering, "cuda_module", cuda_stub)
+    monkeypatch.setattr(_lowering, "dense_pays", lambda *_: False)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import types
 import zlib
 from typing import NamedTuple
 
@@ -226,6 +227,13 @@ def random_indices(problem: Problem, rng: np.random.Generator) -> np.ndarray:
     offsets = offsets.reshape(problem.shapes["indices"])
     noise = rng.integers(0, 256, offsets.shape).astype(np.uint8)
     return np.where(is_padding(problem), noise, offsets)
+
+
+def cuda_stub() -> types.ModuleType:
+    """In place of the CUDA module, to lower for a GPU where nothing is run."""
+    module = types.ModuleType("_cuda")
+    module.has_wgmma = lambda: True
+    return module
 
 
 def is_padding(problem: Problem) -> np.ndarray:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import functools
-import types
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from problems import PROBLEMS, integers, is_padding
+from problems import PROBLEMS, cuda_stub, integers, is_padding
 
 import jax_nm
 from jax_nm import Pattern, _dense, _lowering, _tuning
+
+pytestmark = pytest.mark.usefixtures("strict")
 
 SHAPE = jax.ShapeDtypeStruct
 NOT_EMPTY = [
@@ -83,7 +85,7 @@ def test_any_index_byte_is_safe():
 
 def gradients_lowered(monkeypatch, dtype, rows, precision="default", arch=None):
     """The text of both gradients, lowered for CUDA."""
-    monkeypatch.setattr(_lowering, "cuda_module", lambda: types.ModuleType("_cuda"))
+    monkeypatch.setattr(_lowering, "cuda_module", cuda_stub)
     if arch is not None:
         monkeypatch.setattr(_lowering, "_local_arch", lambda: arch)
     pattern = Pattern(8, 32, vector_length=128)
@@ -123,7 +125,27 @@ def test_what_goes_by_way_of_dense(monkeypatch, dtype, rows, precision, arch, de
     for op in ("spmm_t", "sddmm"):
         assert (f"@{_lowering.target_name(op)}" in text) == (op not in dense), op
         assert (plans[op] == "dense") == (op in dense), plans
-    assert ("dot_general" in text) == bool(dense)
+    # In float32, and rounded behind a barrier: not within the product.
+    products = re.findall(r"dot_general .*-> tensor<\S*x(\w+)>", text)
+    assert products == ["f32"] * len(dense)
+    assert text.count("optimization_barrier") == len(dense)
+
+
+@pytest.mark.parametrize("op", ("spmm_t", "sddmm"))
+def test_large_batches_go_one_by_one(monkeypatch, op):
+    """So that one dense matrix lies in memory at a time."""
+    (problem,) = (p for p in NOT_EMPTY if p.name == "batched")
+    first, second, indices = map(jnp.asarray, integers(problem).of(op))
+    second = second.astype(first.dtype)
+    operands = (first.reshape(problem.batch[0], problem.rows, -1), second, indices)
+    spec = problem.spec()
+    with problem.precision():
+        at_once = _lowering._mapped_dense(op, *operands, spec)
+        monkeypatch.setattr(_lowering, "_MANY_DENSE_BYTES", 0)
+        jaxpr = jax.make_jaxpr(lambda *a: _lowering._mapped_dense(op, *a, spec))
+        assert "scan" in str(jaxpr(*operands))
+        one_by_one = _lowering._mapped_dense(op, *operands, spec)
+    np.testing.assert_array_equal(at_once, one_by_one)
 
 
 def test_a_plan_by_way_of_dense_says_so():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import types
 
 import jax
 import jax.export
@@ -45,12 +44,6 @@ def check(function):
     results = function(OPERANDS.x, OPERANDS.values, OPERANDS.dy)
     for out, exact in zip(results, expected(), strict=True):
         np.testing.assert_array_equal(out, exact, strict=True)
-
-
-@pytest.fixture
-def with_cuda(monkeypatch):
-    """Lowers for CUDA as a build with the CUDA kernels does; no such kernel is run."""
-    monkeypatch.setattr(_lowering, "cuda_module", lambda: types.ModuleType("_cuda"))
 
 
 def export(**options):

@@ -10,7 +10,6 @@ import functools
 import itertools
 import math
 import re
-import types
 
 import jax
 import jax.numpy as jnp
@@ -591,12 +590,6 @@ def test_a_mapped_bias_repeats_no_weight():
 
 
 # What is lowered.
-
-
-@pytest.fixture
-def with_cuda(monkeypatch):
-    """Lowers for CUDA as a build with the CUDA kernels does; nothing is run."""
-    monkeypatch.setattr(_lowering, "cuda_module", lambda: types.ModuleType("_cuda"))
 
 
 def lowered_calls(function, *operands, platform="cuda") -> list[dict[str, str]]:

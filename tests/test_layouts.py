@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import types
 
 import jax
 import jax.numpy as jnp
@@ -20,13 +19,6 @@ pytestmark = pytest.mark.usefixtures("strict", "highest")
 PATTERN = Pattern(2, 8, vector_length=8)
 ROW_MAJOR, FEATURE_MAJOR = "[2, 1, 0]", "[1, 2, 0]"  # minor to major
 X, Y = 1, 2  # bits of the layout code
-
-
-@pytest.fixture
-def with_cuda(monkeypatch):
-    """Lowers for CUDA as a build with the CUDA kernels does; nothing is run."""
-    monkeypatch.setattr(_lowering, "cuda_module", lambda: types.ModuleType("_cuda"))
-    monkeypatch.setattr(_lowering, "dense_pays", lambda *_: False)
 
 
 def make(rows=6, dtype="float32", depth=24, cols=40):
@@ -106,6 +98,26 @@ def test_symbolic_rows_cross_feature_major(with_cuda):
         # Nothing is padded, and the workspace, whose size must be known, is empty.
         assert "x?x" in call.operands[0]
         assert call.results[1] == "0xui8"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "vector_length", "result_layout", "values_cols"),
+    [
+        ("bfloat16", 128, None, 400),
+        ("float16", 512, None, 400),
+        ("bfloat16", 128, "row", 393),
+        ("bfloat16", 32, None, 393),
+        ("float32", 128, None, 393),
+    ],
+)
+def test_values_of_odd_columns_are_padded_for_tensor_cores(
+    with_cuda, dtype, vector_length, result_layout, values_cols
+):
+    pattern = Pattern(8, 32, vector_length=vector_length)
+    problem = Problem("layouts", (128,), 96, 393, pattern, dtype)
+    call = lowered(problem, "cuda", result_layout=result_layout)["spmm"]
+    assert f"24x{values_cols}x" in call.operands[1]
+    assert "128x393x" in call.results[0]
 
 
 @pytest.mark.parametrize("rows", [1, 65, 4096])

@@ -8,6 +8,7 @@ import types
 import jax
 import jax.numpy as jnp
 import pytest
+from problems import cuda_stub
 
 import jax_nm
 from jax_nm import Pattern, Plan, _cpu, _lowering, _tuning
@@ -32,7 +33,8 @@ def lowered_problems(monkeypatch, x, w, **options) -> dict:
 
     The product is lowered alone: differentiated, a fused one has another result.
     """
-    monkeypatch.setattr(_lowering, "cuda_module", lambda: types.ModuleType("_cuda"))
+    monkeypatch.setattr(_lowering, "cuda_module", cuda_stub)
+    monkeypatch.setattr(_lowering, "dense_pays", lambda *_: False)
     seen = {}
 
     def workspace_bytes(op, *arguments):
