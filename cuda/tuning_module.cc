@@ -44,9 +44,9 @@ nb::dict ToDict(const Config& c) {
 // An `arch` of 0 stands for the newest one that is tuned for.
 constexpr int32_t kDefaultArch = 90;
 
-nb::dict ChooseDict(const Problem& p, bool wgmma) {
+nb::dict ChooseDict(const Problem& p, bool wgmma, int32_t num_sms) {
   const int64_t workspace_bytes = WorkspaceBytes(p);
-  const Choice choice = Choose(p, kDefaultArch, 0, wgmma, workspace_bytes);
+  const Choice choice = Choose(p, kDefaultArch, num_sms, wgmma, workspace_bytes);
   const std::string why = Reason(p, choice, choice.chosen);
   if (choice.chosen.verdict != Verdict::kChosen) throw std::invalid_argument(why);
   nb::list rejected;
@@ -95,8 +95,9 @@ NB_MODULE(_tuning, m) {
   m.doc() = "The choice of CUDA kernels as a pure function of the problem; needs no CUDA.";
   Define(m, "choose", &ChooseDict,
          "The kernel, configuration, reason and rejected candidates for a problem. `wgmma` says "
-         "whether a device of compute capability 9.0 would find code for sm_90a in the build.",
-         nb::arg("wgmma") = true);
+         "whether a device of compute capability 9.0 would find code for sm_90a in the build; "
+         "`num_sms` = 0 stands for a typical card.",
+         nb::arg("wgmma") = true, nb::arg("num_sms") = 0);
   Define(m, "workspace_bytes", &WorkspaceBytes,
          "Bytes of the workspace that a problem's FFI call should get.");
   Define(m, "dense_pays", &DensePays,

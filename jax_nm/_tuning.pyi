@@ -22,12 +22,13 @@ def choose(
     has_bias: bool = False,
     padded_values: bool = False,
     wgmma: bool = True,
+    num_sms: int = 0,
 ) -> dict[str, Any]:
     """What runs for this problem: {"kernel", "config", "why", "rejected",
     "workspace_bytes"}.
 
     `activation` is '' or the name of one that is fused; `wgmma` says whether a device
-    of compute capability 9.0 finds code for sm_90a.
+    of compute capability 9.0 finds code for sm_90a; `num_sms` = 0 is a typical card's.
     """
 
 def workspace_bytes(

@@ -414,6 +414,45 @@ def test_what_the_hopper_kernels_do_not_take_goes_to_the_generic_ones(change, re
             _tuning.choose(**half(**change, kernel=kernel))
 
 
+@pytest.mark.parametrize("op", ("spmm", "sddmm"))
+@pytest.mark.parametrize("num_sms", (1, 2, 3, 16, 78, 114, 132))
+def test_launches_of_hopper_kernels_fit_the_card(num_sms, op):
+    for (dtype, result_dtype), rows, depth, cols, batch, n in itertools.product(
+        HALF, (8, 520, 4096), (40, 4096), (72, 4096), (1, 3), (4, 16)
+    ):
+        spec = half(
+            op,
+            rows=rows,
+            depth=depth,
+            cols=cols,
+            batch=batch,
+            pattern=(n, 32, 128),
+            dtype=dtype,
+            result_dtype=result_dtype,
+        )
+        # Rows of the result's tiles, and the length of the reduction.
+        valid_kept = depth // 32 * n + min(n, depth % 32)
+        axis, extent, depth_axis, reduction = {
+            "spmm": ("block_rows", rows, "block_kept", valid_kept),
+            "sddmm": ("block_kept", -(-depth // 32) * n, "block_rows", rows),
+        }[op]
+        for kernel in hopper_kernels(op).values():
+            spec["kernel"] = kernel
+            config = _tuning.choose(**spec, num_sms=num_sms)["config"]
+            tiles = batch * -(-extent // config[axis]) * -(-cols // 128)
+            cluster, sharing = config["cluster"], config["shared_tiles"]
+            assert 1 <= config["blocks"] <= num_sms, spec
+            assert config["blocks"] % cluster == 0, spec
+            if cluster == 1:
+                assert sharing == 0, spec
+                assert config["blocks"] == min(tiles, num_sms), spec
+            else:
+                assert 0 < sharing < config["blocks"] or sharing == tiles, spec
+                assert (tiles - sharing) % config["blocks"] == 0, spec
+                # The blocks of a cluster wait for each other: each has a step.
+                assert -(-reduction // config[depth_axis]) >= cluster, spec
+
+
 @pytest.mark.parametrize(
     "change, reason",
     (
