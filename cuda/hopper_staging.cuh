@@ -24,9 +24,9 @@ __device__ __forceinline__ uint32_t RoundPair<__half>(float a, float b) {
   return *reinterpret_cast<const uint32_t*>(&pair);
 }
 
-// The sums of a thread of one 64 x N tile of columns by rows, or in sddmm by slots: sums 4 j to 4 j + 3 lie at line
-// lane / 4 of the warp's 16 columns (the second pair 8 columns later) and rows 8 j + 2 (lane % 4)
-// and the next.
+// The sums of a thread of one 64 x N tile of columns by rows, or in sddmm by slots: sums 4 j to 4 j
+// + 3 lie at line lane / 4 of the warp's 16 columns (the second pair 8 columns later) and rows 8 j
+// + 2 (lane % 4) and the next.
 //
 // A round of the epilogue is 64 columns by one line of rows, 128 bytes. For a feature-major result
 // a line in shared memory holds rows, for a row-major one columns. Both carry the 128-byte swizzle
