@@ -302,7 +302,29 @@ def _select(scores: jax.Array, pattern: Pattern) -> jax.Array:
     # top_k puts -0.0 below 0.0; as scores they tie.
     scores = jnp.where(scores == 0, 0, jnp.where(jnp.isnan(scores), -jnp.inf, scores))
     windowed = jnp.swapaxes(_windowed(scores, pattern, -jnp.inf), -1, -2)
+    if pattern.m <= _MOST_COMPARED:
+        return _rank(windowed, pattern.n)
     return jnp.sort(jax.lax.top_k(windowed, pattern.n)[1], axis=-1)
+
+
+# Two CPU cores rank the windows of a 4096 x 4096 matrix, 16:32 and one column a vector,
+# in 160 ms by comparison and in 470 ms by top_k; of 64 rows each, in 3.0 s and 0.37 s.
+_MOST_COMPARED = 32
+
+
+def _rank(scores: jax.Array, n: int) -> jax.Array:
+    """[..., m] -> int32 [..., n]: the n largest, ascending, by comparing all pairs."""
+    m = scores.shape[-1]
+    is_earlier = np.arange(m)[:, None] > np.arange(m)
+    is_earlier = is_earlier.reshape((1,) * (scores.ndim - 1) + (m, m))
+    one, other = scores[..., :, None], scores[..., None, :]
+    beaten_by = (other > one) | ((other == one) & is_earlier)
+    is_kept = jnp.sum(beaten_by, axis=-1, dtype=jnp.int32) < n
+    slot = jnp.sum(is_kept[..., None, :] & is_earlier, axis=-1, dtype=jnp.int32)
+    slots = np.arange(n, dtype=np.int32).reshape((1,) * (scores.ndim - 1) + (n, 1))
+    lands = is_kept[..., None, :] & (slot[..., None, :] == slots)
+    offsets = np.arange(m, dtype=np.int32).reshape((1,) * scores.ndim + (m,))
+    return jnp.sum(jnp.where(lands, offsets, 0), axis=-1, dtype=jnp.int32)
 
 
 def _indices(offsets: jax.Array, depth: int, pattern: Pattern) -> jax.Array:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import jax_nm
-from jax_nm import Pattern
+from jax_nm import Pattern, _prune
 
 # depth, cols, pattern: whole; ragged cols; ragged depth, without padding
 # slots and with them; L = 1; L > cols; n = m; m = 256; less than one window; none.
@@ -356,3 +356,17 @@ def test_compressing_a_large_kernel_is_fast(vector_length):
         jax.block_until_ready(w)
         seconds.append(time.perf_counter() - start)
     assert min(seconds[1:]) < 2
+
+
+@pytest.mark.parametrize("n, m", [(1, 1), (2, 4), (3, 7), (16, 32), (32, 32)])
+def test_ranking_by_comparison_is_that_of_top_k(monkeypatch, n, m):
+    pattern = Pattern(n, m, vector_length=2)
+    scores = np.random.default_rng(m).integers(-2, 3, (2, 5 * m - 1, 6))
+    scores = scores.astype(np.float32)
+    scores[scores == -2] = np.nan
+    scores[0, 0, 0], scores[0, -1, -1] = -0.0, np.inf
+    compared = _prune._select(jnp.asarray(scores), pattern)
+    monkeypatch.setattr(_prune, "_MOST_COMPARED", 0)
+    np.testing.assert_array_equal(
+        compared, _prune._select(jnp.asarray(scores), pattern), strict=True
+    )
