@@ -143,7 +143,7 @@ cudaError_t LaunchHopper(const Problem& p, const Config& config, const void* fun
   if (!IsAligned(b.first) || !IsAligned(b.second) || !IsAligned(b.result) || !IsAligned(b.sum)) {
     return cudaErrorMisalignedAddress;
   }
-  const HopperArgs args = MakeHopperArgs(p, config, b);
+  HopperArgs args = MakeHopperArgs(p, config, b);
   HopperMaps maps{};
   cudaError_t error = MakeSecondMap(p, config, args, b.second, &maps.second);
   if (error != cudaSuccess) return error;
@@ -163,7 +163,7 @@ cudaError_t LaunchHopper(const Problem& p, const Config& config, const void* fun
   launch.stream = stream;
   launch.attrs = &cluster;
   launch.numAttrs = config.cluster > 1 ? 1 : 0;
-  void* parameters[] = {&maps, const_cast<HopperArgs*>(&args)};
+  void* parameters[] = {&maps, &args};
   return cudaLaunchKernelExC(&launch, function, parameters);
 }
 

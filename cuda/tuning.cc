@@ -23,8 +23,6 @@ constexpr int64_t kEnoughTiles = 256;
 
 constexpr int32_t kSplits[] = {1, 2, 3, 4, 6, 8, 12, 16};
 
-int64_t CeilDiv64(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 template <class Tile>
 Config SpmmConfig(const KernelInfo& kernel) {
   Config c{};
@@ -380,9 +378,8 @@ int64_t WorkspaceBytes(const Problem& p) {
 }
 
 bool DensePays(const Problem& p, bool wgmma) {
-  constexpr int32_t kTypicalArch = 90;  // as far as nobody knows the device
   if (p.op == Op::kSpmm || p.kernel != 0) return false;
-  const Choice choice = Choose(p, kTypicalArch, 0, wgmma, WorkspaceBytes(p));
+  const Choice choice = Choose(p, kDefaultArch, 0, wgmma, WorkspaceBytes(p));
   return choice.chosen.verdict == Verdict::kChosen &&
          DenseCycles(p, choice.device) < choice.chosen.cycles;
 }

@@ -11,6 +11,8 @@
 
 namespace jax_nm {
 
+constexpr int64_t CeilDiv64(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 struct Device {
   int32_t arch;  // compute capability * 10; 0 if older than the kernels support
   int32_t num_sms;
@@ -25,6 +27,9 @@ struct Device {
 // Limits of the newest known architecture that is not newer than `arch`. `num_sms` = 0: those of a
 // typical card.
 Device DeviceOf(int32_t arch, int32_t num_sms);
+
+// Where nobody knows the device: the newest architecture that is tuned for.
+constexpr int32_t kDefaultArch = 90;
 
 struct KernelInfo {
   KernelId id;

@@ -5,6 +5,7 @@
 
 #include "hopper_config.h"
 #include "kernel_args.h"
+#include "tuning.h"
 
 namespace jax_nm {
 namespace {
@@ -54,8 +55,6 @@ const Shape* FindShape(KernelId kernel) {
   return nullptr;
 }
 
-int64_t CeilDiv64(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 int64_t N(const Problem& p) { return p.op == Op::kSpmm ? p.rows : p.kept; }
 
 // The tiles in flight walk over the reduction in step, so what L2 takes from memory is one panel of
@@ -82,12 +81,20 @@ int32_t RasterCols(const Problem& p, const Shape& s, int32_t num_sms) {
   return static_cast<int32_t>(CeilDiv64(cols, CeilDiv64(cols, best)));
 }
 
-int64_t TilesOfLaunch(const Problem& p, const Shape& s) {
-  return p.batch * CeilDiv64(N(p), s.block_n) * CeilDiv64(p.cols, s.block_cols);
+// The blocks of a tile, which is what Tiles and Steps ask of a configuration.
+Config BlocksOf(const Problem& p, const Shape& s) {
+  const bool is_spmm = p.op == Op::kSpmm;
+  Config c{};
+  c.kernel = s.kernel;
+  c.block_rows = is_spmm ? s.block_n : s.block_depth;
+  c.block_cols = s.block_cols;
+  c.block_kept = is_spmm ? s.block_depth : s.block_n;
+  return c;
 }
 
-int64_t HopperSteps(const Problem& p, const Shape& s) {
-  return CeilDiv64(p.op == Op::kSpmm ? ValidKept(p.depth, p.n, p.m) : p.rows, s.block_depth);
+int64_t TilesOfLaunch(const Problem& p, const Config& c) {
+  const TileCounts tiles = Tiles(p, c);
+  return p.batch * tiles.outer * tiles.inner;
 }
 
 // How many blocks are in flight in clusters of a size. The multiprocessors of a cluster belong to
@@ -106,14 +113,9 @@ std::string MultipleOf8(const char* name, int64_t got) {
 // The ways to launch a kernel for a problem that it computes.
 std::vector<Config> LaunchesOf(const Problem& p, KernelId kernel, int32_t num_sms) {
   const Shape& s = *FindShape(kernel);
-  const int64_t tiles = TilesOfLaunch(p, s);
-  Config c{};
-  c.kernel = kernel;
+  Config c = BlocksOf(p, s);
+  const int64_t tiles = TilesOfLaunch(p, c);
   c.staging = Staging::kGather;
-  const bool is_spmm = p.op == Op::kSpmm;
-  c.block_rows = is_spmm ? s.block_n : s.block_depth;
-  c.block_cols = s.block_cols;
-  c.block_kept = is_spmm ? s.block_depth : s.block_n;
   c.block_windows = UnitsTouched(c.block_kept, p.n);
   c.threads = kHopperThreads;
   c.stages = s.stages;
@@ -129,7 +131,7 @@ std::vector<Config> LaunchesOf(const Problem& p, KernelId kernel, int32_t num_sm
   for (int32_t cluster = 2; cluster <= kHopperMaxCluster; ++cluster) {
     const int32_t most = BlocksInClusters(num_sms, cluster);
     // Every block of a cluster has a step.
-    if (most == 0 || HopperSteps(p, s) < cluster) break;
+    if (most == 0 || Steps(p, c) < cluster) break;
     c.cluster = cluster;
     c.shared_tiles = static_cast<int32_t>(tiles % most);
     c.blocks = static_cast<int32_t>(std::min<int64_t>(tiles * cluster, most));
@@ -171,7 +173,7 @@ std::string HopperReason(const Problem& p, KernelId kernel) {
       std::max(p.rows, p.kept) * p.cols * 4 >= kMaxStride) {
     return "needs dimensions that tensor maps and 32-bit offsets hold";
   }
-  if (TilesOfLaunch(p, s) > kMaxTiles) {
+  if (TilesOfLaunch(p, BlocksOf(p, s)) > kMaxTiles) {
     return "needs at most " + std::to_string(kMaxTiles) + " tiles";
   }
   return "";
@@ -190,8 +192,8 @@ Config HopperConfig(const Problem& p, KernelId kernel, int32_t num_sms) {
 double HopperCycles(const Problem& p, const Config& c) {
   constexpr double kLaunch = 8500.0, kShare = 1500.0, kBytesPerCycle = 14.0;
   const Shape& s = *FindShape(c.kernel);
-  const int64_t steps = HopperSteps(p, s);
-  const int64_t whole = TilesOfLaunch(p, s) - c.shared_tiles;
+  const int64_t steps = Steps(p, c);
+  const int64_t whole = TilesOfLaunch(p, c) - c.shared_tiles;
   const int64_t rounds = CeilDiv64(whole, c.blocks);
   const int64_t shared_rounds = CeilDiv64(c.shared_tiles, c.blocks / c.cluster);
   const double sums_bytes = 4.0 * s.block_n * s.block_cols;

@@ -41,9 +41,6 @@ nb::dict ToDict(const Config& c) {
   return d;
 }
 
-// An `arch` of 0 stands for the newest one that is tuned for.
-constexpr int32_t kDefaultArch = 90;
-
 nb::dict ChooseDict(const Problem& p, bool wgmma, int32_t num_sms) {
   const int64_t workspace_bytes = WorkspaceBytes(p);
   const Choice choice = Choose(p, kDefaultArch, num_sms, wgmma, workspace_bytes);

@@ -192,11 +192,11 @@ def _call(
         # An empty sum; XLA's CPU compiler cannot lay out its operands feature-major.
         return [jnp.zeros(shape, out_dtype)]
     dtype = np.dtype(first.dtype)
-    if has_kernel(platform, dtype) and dense_pays(
-        op, platform, dtype, out_dtype, merged, second.shape[-1], spec
-    ):
+    if not has_kernel(platform, dtype):
+        results = [_mapped_reference(op, first, second, indices, spec)]
+    elif dense_pays(op, platform, dtype, out_dtype, merged, second.shape[-1], spec):
         results = [_mapped_dense(op, first, second, indices, spec)]
-    elif has_kernel(platform, dtype):
+    else:
         results = _ffi(
             op,
             platform,
@@ -208,8 +208,6 @@ def _call(
             result_layout,
             epilogue,
         )
-    else:
-        results = [_mapped_reference(op, first, second, indices, spec)]
     # Results leave the kernels in the operands' dtype or unrounded: this rounds once.
     return [result.astype(out_dtype).reshape(shape) for result in results]
 
@@ -358,7 +356,7 @@ def _ffi(
         "sddmm": (x_order, y_order, weight_order),
     }[op]
 
-    if op == "spmm" and pads_values(platform, dtype, cols, pattern, x_fm, y_fm):
+    if pads_values(op, platform, dtype, cols, pattern, x_fm, y_fm):
         second = jnp.pad(second, ((0, 0), (0, 0), (0, -cols % 8)))
 
     operands = [first, second, indices]
@@ -448,6 +446,7 @@ def row_padding(
 
 
 def pads_values(
+    op: str,
     platform: str | None,
     dtype: Any,
     cols: int,
@@ -463,9 +462,8 @@ def pads_values(
     long_vectors = pattern.vector_length % 64 == 0 or pattern.vector_length >= cols
     aligned = cols % 8 == 0
     half = np.dtype(dtype).itemsize == 2
-    return (
-        platform == "cuda" and half and x_fm and y_fm and long_vectors and not aligned
-    )
+    on_gpu = op == "spmm" and platform == "cuda"
+    return on_gpu and half and x_fm and y_fm and long_vectors and not aligned
 
 
 def problem_arguments(
@@ -501,7 +499,7 @@ def problem_arguments(
         spec.arch,
         activation or "",
         has_bias,
-        op == "spmm" and pads_values("cuda", dtype, cols, pattern, x_fm, y_fm),
+        pads_values(op, "cuda", dtype, cols, pattern, x_fm, y_fm),
     )
 
 
