@@ -27,6 +27,7 @@ KernelTable TableOf(Op op, DType dtype) {
 #ifdef JAX_NM_HAVE_SM90A
 KernelTable HopperTableOf(const Problem& p) {
   const bool float_result = p.result_dtype == DType::kFloat32;
+  if (p.op == Op::kSpmmT) return HopperSpmmTBFloat16(float_result);
   return p.dtype == DType::kBFloat16 ? HopperBFloat16(float_result) : HopperFloat16(float_result);
 }
 #else

@@ -107,6 +107,69 @@ using HopperSddmm128x64x2 = HopperTile<Op::kSddmm, KernelId::kSddmmHopper128x64x
 using HopperSddmm64x128 = HopperTile<Op::kSddmm, KernelId::kSddmmHopper64x128, 64, 1>;
 using HopperSddmm64x64x2 = HopperTile<Op::kSddmm, KernelId::kSddmmHopper64x64x2, 64, 2>;
 
+// spmm_t: dx = dy W^T. A block owns 128 rows by 256 features of dx, 64 rows of it a consumer's, in
+// registers from the first group to the last. Rows are the M side. For each group of columns, first
+//
+//   partial[row, slot] = sum over its columns of dy[row, c] * values[slot, c]
+//
+// for the slots of the tile's windows, in steps of 64 columns; then, rounded to the operands'
+// dtype,
+//
+//   dx[row, feature] += partial[row, slot] * one_hot[slot, feature]
+//
+// where the one-hot matrix says which feature a slot holds. 16 slots, the depth of one wgmma, hold
+// features of one block of 256 * 16 / kSlots, so the second product costs as much as another 256
+// columns of the first.
+template <KernelId kId_, int32_t kSlots_>
+struct HopperScatterTile {
+  static constexpr KernelId kId = kId_;
+  static constexpr int32_t kBlockRows = 64 * kHopperConsumers;
+  static constexpr int32_t kBlockFeatures = 256;
+  static constexpr int32_t kSlots = kSlots_;
+  static constexpr int32_t kStepCols = kHopperLineElements;
+
+  // Lines of dy are 64 rows of a column, a slab for each consumer; lines of the values 64 columns
+  // of a slot.
+  static constexpr int32_t kDySlabBytes = kStepCols * kHopperLineBytes;
+  static constexpr int32_t kXBytes = kHopperConsumers * kDySlabBytes;
+  static constexpr int32_t kValuesBytes = kSlots * kHopperLineBytes;
+  static constexpr int32_t kStageBytes = kXBytes + kValuesBytes;
+
+  // Two one-hot matrices, so that one is built while the other is read: a line for each slot in
+  // each slab of 64 features, or of 32 where a block has no more.
+  static constexpr int32_t kBlocks = kSlots / 16;
+  static constexpr int32_t kFeatures = kBlockFeatures / kBlocks;  // of a block
+  static constexpr int32_t kOneHotBlockBytes = 16 * kFeatures * 2;
+  static constexpr int32_t kOneHotBytes = kBlocks * kOneHotBlockBytes;
+  static constexpr int32_t kOneHots = 2;
+
+  static constexpr int32_t kOneHotOffset = kHopperConsumers * 2 * kHopperStagingBytes;
+  static constexpr int32_t kRingOffset = kOneHotOffset + kOneHots * kOneHotBytes;
+  static constexpr int32_t kBarrierBytes = 2 * (kHopperMaxStages + kOneHots) * 8;
+  static constexpr int32_t kRoom = kHopperSharedBytes - 1024 - kRingOffset - kBarrierBytes;
+  static constexpr int32_t kStages =
+      kRoom / kStageBytes < kHopperMaxStages ? kRoom / kStageBytes : kHopperMaxStages;
+  static constexpr int32_t kBarrierOffset = kRingOffset + kStages * kStageBytes;
+  static constexpr int32_t kSharedBytes = kBarrierOffset + kBarrierBytes + 1024;
+
+  static constexpr int kProducerRegisters = 40;
+  static constexpr int kConsumerRegisters = 232;
+  static constexpr int32_t kMarkingThreads = 64;  // that build the one-hot matrices
+
+  static_assert(128 * kProducerRegisters + 256 * kConsumerRegisters <= kHopperThreads * 168,
+                "the launch has 168 registers for each of 384 threads");
+  static_assert(kFeatures == 32 || kFeatures % 64 == 0, "these lines of one-hots are laid out");
+  static_assert(kOneHotBytes % 1024 == 0 && kValuesBytes % 1024 == 0 && kRingOffset % 1024 == 0,
+                "operands begin at whole swizzle patterns");
+  static_assert(kStages >= 4, "the copies of a step have three steps' time");
+  static_assert(kSharedBytes <= kHopperSharedBytes, "the stages fit in shared memory");
+};
+
+using HopperScatter128 = HopperScatterTile<KernelId::kSpmmTHopper128, 128>;
+using HopperScatter64 = HopperScatterTile<KernelId::kSpmmTHopper64, 64>;
+using HopperScatter32 = HopperScatterTile<KernelId::kSpmmTHopper32, 32>;
+using HopperScatter16 = HopperScatterTile<KernelId::kSpmmTHopper16, 16>;
+
 // Whether the blocks of a cluster may share a tile: with float32 results, the consumers of the
 // largest tiles have no registers left for that.
 constexpr bool HopperShares(int32_t block_n, int32_t result_bytes) {
@@ -116,6 +179,7 @@ constexpr bool HopperShares(int32_t block_n, int32_t result_bytes) {
 // Larger clusters take longer to meet than they save.
 constexpr int32_t kHopperMaxCluster = 4;
 
+// In spmm_t rows take the place of N, and features that of columns.
 struct HopperCoordinates {
   int32_t batch;
   int32_t n_tile;
@@ -164,7 +228,8 @@ struct HopperArgs {
   int32_t m;
   Divisor by_vector_length;
   Divisor by_n;
-  int32_t steps;  // of the whole reduction
+  int32_t steps;        // of the whole reduction
+  int32_t group_steps;  // spmm_t: of those, the ones of a group
   HopperRaster raster;
   int32_t tiles;        // of the whole launch
   int32_t whole_tiles;  // of which each is one block's; the others are shared by a cluster

@@ -6,7 +6,8 @@
 namespace jax_nm {
 
 struct HopperMaps {
-  CUtensorMap second;  // the values of spmm, dy of sddmm
+  CUtensorMap first;   // dy of spmm_t; x is gathered
+  CUtensorMap second;  // the values of spmm and spmm_t, dy of sddmm
   CUtensorMap result;
   CUtensorMap sum;  // before the activation
 };

@@ -22,7 +22,7 @@ struct HopperShared {
   __device__ __forceinline__ uint32_t X(int32_t stage) const {
     return base + Tile::kRingOffset + stage * Tile::kStageBytes;
   }
-  // The values of spmm, dy of sddmm.
+  // The values of spmm and spmm_t, dy of sddmm.
   __device__ __forceinline__ uint32_t Second(int32_t stage) const {
     return X(stage) + Tile::kXBytes;
   }
@@ -34,6 +34,10 @@ struct HopperShared {
     return base + (consumer * 2 + buffer) * kHopperStagingBytes;
   }
 
+  __device__ __forceinline__ uint32_t OneHot(int32_t buffer) const {
+    return base + Tile::kOneHotOffset + buffer * Tile::kOneHotBytes;
+  }
+
   // A stage's operands have arrived.
   __device__ __forceinline__ uint32_t Full(int32_t stage) const {
     return base + Tile::kBarrierOffset + stage * 8;
@@ -41,6 +45,13 @@ struct HopperShared {
   // A stage may be filled again.
   __device__ __forceinline__ uint32_t Empty(int32_t stage) const {
     return Full(stage) + kHopperMaxStages * 8;
+  }
+  // The same of the one-hot matrices.
+  __device__ __forceinline__ uint32_t OneHotFull(int32_t buffer) const {
+    return Full(2 * kHopperMaxStages + buffer);
+  }
+  __device__ __forceinline__ uint32_t OneHotEmpty(int32_t buffer) const {
+    return Full(2 * kHopperMaxStages + Tile::kOneHots + buffer);
   }
 };
 

@@ -33,5 +33,6 @@ KernelTable SddmmFloat16();
 // In builds for sm_90a.
 KernelTable HopperBFloat16(bool float_result);
 KernelTable HopperFloat16(bool float_result);
+KernelTable HopperSpmmTBFloat16(bool float_result);
 
 }  // namespace jax_nm

@@ -87,6 +87,7 @@ HopperArgs MakeHopperArgs(const Problem& p, const Config& config, const Buffers&
   a.by_vector_length = MakeDivisor(EffectiveVectorLength(p));
   a.by_n = MakeDivisor(p.n);
   a.steps = Steps(p, config);
+  a.group_steps = CeilDiv(EffectiveVectorLength(p), config.block_cols);
   a.raster = MakeRaster(tiles, config.raster_cols);
   a.tiles = static_cast<int32_t>(p.batch * tiles.outer * tiles.inner);
   a.whole_tiles = a.tiles - config.shared_tiles;
@@ -101,19 +102,24 @@ HopperArgs MakeHopperArgs(const Problem& p, const Config& config, const Buffers&
 
 bool IsAligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
 
-// What TMA fetches: the values, of which the padding slots are not visible, or dy.
-cudaError_t MakeSecondMap(const Problem& p, const Config& config, const HopperArgs& args,
-                          const void* data, CUtensorMap* map) {
-  if (p.op == Op::kSpmm) {
-    return MakeMap({data, p.dtype, p.cols, p.values_cols, args.valid_kept, p.kept, p.batch},
-                   config.block_kept, map);
-  }
+// What TMA fetches: dy, and the values, of which the padding slots are not visible.
+cudaError_t MakeDyMap(const Problem& p, const void* data, CUtensorMap* map) {
   return MakeMap({data, p.dtype, p.rows, p.rows, p.cols, p.cols, p.batch}, 64, map);
+}
+
+cudaError_t MakeValuesMap(const Problem& p, const Config& config, const HopperArgs& args,
+                          const void* data, CUtensorMap* map) {
+  return MakeMap({data, p.dtype, p.cols, p.values_cols, args.valid_kept, p.kept, p.batch},
+                 config.block_kept, map);
 }
 
 // Of the result, or of the sum before the activation, which lies alike.
 cudaError_t MakeResultMap(const Problem& p, const HopperArgs& args, const void* data,
                           CUtensorMap* map) {
+  if (p.op == Op::kSpmmT) {
+    return MakeMap({data, p.result_dtype, p.rows, p.rows, p.depth, p.depth, p.batch},
+                   kHopperLineBytes / ByteWidth(p.result_dtype), map);
+  }
   const int64_t n = p.op == Op::kSpmm ? p.rows : p.kept;
   const int64_t length = args.result_feature_major ? n : p.cols;
   const int64_t lines = args.result_feature_major ? p.cols : n;
@@ -145,8 +151,13 @@ cudaError_t LaunchHopper(const Problem& p, const Config& config, const void* fun
   }
   HopperArgs args = MakeHopperArgs(p, config, b);
   HopperMaps maps{};
-  cudaError_t error = MakeSecondMap(p, config, args, b.second, &maps.second);
+  cudaError_t error = p.op == Op::kSddmm ? MakeDyMap(p, b.second, &maps.second)
+                                         : MakeValuesMap(p, config, args, b.second, &maps.second);
   if (error != cudaSuccess) return error;
+  if (p.op == Op::kSpmmT) {
+    error = MakeDyMap(p, b.first, &maps.first);
+    if (error != cudaSuccess) return error;
+  }
   error = MakeResultMap(p, args, b.result, &maps.result);
   if (error != cudaSuccess) return error;
   if (p.emits_sum) {

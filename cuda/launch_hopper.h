@@ -12,9 +12,9 @@ namespace jax_nm {
 // Finds the driver's encoder of tensor maps, which a launch needs.
 cudaError_t PrepareHopper();
 
-// Computes spmm, with its epilogue, or sddmm by `function`, the kernel of that configuration. The
-// tensor maps are encoded on the host and travel as parameters of the kernel, so a launch may be
-// captured into a CUDA graph.
+// Computes spmm, with its epilogue, spmm_t or sddmm by `function`, the kernel of that
+// configuration. The tensor maps are encoded on the host and travel as parameters of the kernel, so
+// a launch may be captured into a CUDA graph.
 cudaError_t LaunchHopper(const Problem& p, const Config& config, const void* function,
                          const Buffers& buffers, cudaStream_t stream);
 

@@ -194,6 +194,9 @@ __device__ __forceinline__ void StoreMatricesTransposed(uint32_t shared, const F
 __device__ __forceinline__ void StoreShared(uint32_t shared, float a) {
   asm volatile("st.shared.f32 [%0], %1;" ::"r"(shared), "f"(a) : "memory");
 }
+__device__ __forceinline__ void StoreShared(uint32_t shared, uint16_t a) {
+  asm volatile("st.shared.u16 [%0], %1;" ::"r"(shared), "h"(a) : "memory");
+}
 __device__ __forceinline__ void StoreShared(uint32_t shared, float a, float b) {
   asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(shared), "f"(a), "f"(b) : "memory");
 }
@@ -214,6 +217,14 @@ __device__ __forceinline__ uint64_t Descriptor(uint32_t shared, uint32_t slab_by
   constexpr uint32_t kEightLines = 1024;
   return kDescriptorSwizzle128 | uint64_t{kEightLines >> 4} << 32 |
          uint64_t{slab_bytes >> 4} << 16 | (shared & 0x3FFFF) >> 4;
+}
+
+// The same for lines of 32 elements with the 64-byte swizzle, 512 bytes from 8 lines to the next 8.
+constexpr uint64_t kDescriptorSwizzle64 = uint64_t{2} << 62;
+__device__ __forceinline__ uint64_t DescriptorOfHalfLines(uint32_t shared, uint32_t slab_bytes) {
+  constexpr uint32_t kEightLines = 512;
+  return kDescriptorSwizzle64 | uint64_t{kEightLines >> 4} << 32 | uint64_t{slab_bytes >> 4} << 16 |
+         (shared & 0x3FFFF) >> 4;
 }
 
 // Orders earlier uses of accumulators and shared memory before the wgmmas that follow.
@@ -237,11 +248,17 @@ __device__ __forceinline__ void PinRegisters(float (&d)[kCount]) {
 #pragma unroll
   for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
+template <int kCount>
+__device__ __forceinline__ void PinRegisters(uint32_t (&a)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) asm volatile("" : "+r"(a[i])::"memory");
+}
 
 // Names of the accumulators in the instruction and, below, the registers that they are.
 // clang-format off
-#define JAX_NM_NAMES_0_31 \
-  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+#define JAX_NM_NAMES_8 "%0, %1, %2, %3, %4, %5, %6, %7"
+#define JAX_NM_NAMES_16 JAX_NM_NAMES_8 ", %8, %9, %10, %11, %12, %13, %14, %15"
+#define JAX_NM_NAMES_0_31 JAX_NM_NAMES_16 ", " \
   "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
 #define JAX_NM_NAMES_32_63 \
   "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
@@ -255,8 +272,14 @@ __device__ __forceinline__ void PinRegisters(float (&d)[kCount]) {
 #define JAX_NM_SUMS_8(i)                                                                      \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
       "+f"(d[i + 6]), "+f"(d[i + 7])
-#define JAX_NM_SUMS_32(i) \
-  JAX_NM_SUMS_8(i), JAX_NM_SUMS_8(i + 8), JAX_NM_SUMS_8(i + 16), JAX_NM_SUMS_8(i + 24)
+#define JAX_NM_NEW_8(i)                                                                       \
+  "=f"(d[i]), "=f"(d[i + 1]), "=f"(d[i + 2]), "=f"(d[i + 3]), "=f"(d[i + 4]), "=f"(d[i + 5]), \
+      "=f"(d[i + 6]), "=f"(d[i + 7])
+#define JAX_NM_NEW_16(i) JAX_NM_NEW_8(i), JAX_NM_NEW_8(i + 8)
+#define JAX_NM_NEW_32(i) JAX_NM_NEW_16(i), JAX_NM_NEW_16(i + 16)
+#define JAX_NM_NEW_64(i) JAX_NM_NEW_32(i), JAX_NM_NEW_32(i + 32)
+#define JAX_NM_SUMS_16(i) JAX_NM_SUMS_8(i), JAX_NM_SUMS_8(i + 8)
+#define JAX_NM_SUMS_32(i) JAX_NM_SUMS_16(i), JAX_NM_SUMS_16(i + 16)
 #define JAX_NM_SUMS_64(i) JAX_NM_SUMS_32(i), JAX_NM_SUMS_32(i + 32)
 #define JAX_NM_SUMS_128(i) JAX_NM_SUMS_64(i), JAX_NM_SUMS_64(i + 64)
 #define JAX_NM_NAMES_32 JAX_NM_NAMES_0_31
@@ -276,8 +299,9 @@ __device__ __forceinline__ void PinRegisters(float (&d)[kCount]) {
   }
 
 // Which axis of both operands is contiguous in memory.
-struct MnMajor {};  // M of a, N of b
-struct KMajor {};   // the reduction
+struct MnMajor {};     // M of a, N of b
+struct KMajor {};      // the reduction
+struct MAndKMajor {};  // M of a, the reduction of b
 
 // Chooses the instruction for operands; carries nothing.
 template <class T, class Major>
@@ -294,6 +318,49 @@ JAX_NM_WGMMA_WIDTHS(__nv_bfloat16, "bf16", KMajor, "0, 0")
 JAX_NM_WGMMA_WIDTHS(__half, "f16", KMajor, "0, 0")
 
 #undef JAX_NM_WGMMA_WIDTHS
+// d = a b: what d held before is neither read nor kept.
+#define JAX_NM_WGMMA_FIRST(T, NAME, MAJOR, TRANSPOSED, N, COUNT, A, B)                            \
+  __device__ __forceinline__ void WgmmaFirst(OperandTag<T, MAJOR>, float (&d)[COUNT], uint64_t a, \
+                                             uint64_t b) {                                        \
+    asm volatile(                                                                                 \
+        "{\n.reg .pred accumulate;\nsetp.ne.b32 accumulate, 0, 0;\n"                              \
+        "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." NAME "." NAME " {" JAX_NM_NAMES_##COUNT \
+        "}, " A ", " B ", accumulate, 1, 1, " TRANSPOSED ";\n}"                                   \
+        : JAX_NM_NEW_##COUNT(0)                                                                   \
+        : "l"(a), "l"(b));                                                                        \
+  }
+
+JAX_NM_WGMMA_FIRST(__nv_bfloat16, "bf16", MAndKMajor, "1, 0", 16, 8, "%8", "%9")
+JAX_NM_WGMMA_FIRST(__nv_bfloat16, "bf16", MAndKMajor, "1, 0", 32, 16, "%16", "%17")
+JAX_NM_WGMMA_FIRST(__nv_bfloat16, "bf16", MAndKMajor, "1, 0", 64, 32, "%32", "%33")
+JAX_NM_WGMMA_FIRST(__nv_bfloat16, "bf16", MAndKMajor, "1, 0", 128, 64, "%64", "%65")
+#undef JAX_NM_WGMMA_FIRST
+
+JAX_NM_WGMMA(__nv_bfloat16, "bf16", MAndKMajor, "1, 0", 16, 8, "%8", "%9", "%10")
+JAX_NM_WGMMA(__nv_bfloat16, "bf16", MAndKMajor, "1, 0", 32, 16, "%16", "%17", "%18")
+JAX_NM_WGMMA(__nv_bfloat16, "bf16", MAndKMajor, "1, 0", 64, 32, "%32", "%33", "%34")
+JAX_NM_WGMMA(__nv_bfloat16, "bf16", MAndKMajor, "1, 0", 128, 64, "%64", "%65", "%66")
+
+// The same with a in registers, 64 x 16 as a thread holds the sums of an m64n16, rounded in pairs;
+// N is contiguous in b.
+#define JAX_NM_WGMMA_REGISTERS(T, NAME, N, COUNT, A, B, ACCUMULATE)                         \
+  __device__ __forceinline__ void WgmmaRegisters(OperandTag<T, MnMajor>, float (&d)[COUNT], \
+                                                 const uint32_t (&a)[4], uint64_t b,        \
+                                                 bool accumulate) {                         \
+    asm volatile("{\n.reg .pred accumulate;\nsetp.ne.b32 accumulate, " ACCUMULATE           \
+                 ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N "k16.f32." NAME "." NAME      \
+                 " {" JAX_NM_NAMES_##COUNT "}, {" A "}, " B ", accumulate, 1, 1, 1;\n}"     \
+                 : JAX_NM_SUMS_##COUNT(0)                                                   \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b),                      \
+                   "r"(static_cast<int32_t>(accumulate)));                                  \
+  }
+
+JAX_NM_WGMMA_REGISTERS(__nv_bfloat16, "bf16", 32, 16, "%16, %17, %18, %19", "%20", "%21")
+JAX_NM_WGMMA_REGISTERS(__nv_bfloat16, "bf16", 64, 32, "%32, %33, %34, %35", "%36", "%37")
+JAX_NM_WGMMA_REGISTERS(__nv_bfloat16, "bf16", 128, 64, "%64, %65, %66, %67", "%68", "%69")
+JAX_NM_WGMMA_REGISTERS(__nv_bfloat16, "bf16", 256, 128, "%128, %129, %130, %131", "%132", "%133")
+
+#undef JAX_NM_WGMMA_REGISTERS
 #undef JAX_NM_WGMMA
 #undef JAX_NM_NAMES_128
 #undef JAX_NM_NAMES_64
@@ -301,9 +368,16 @@ JAX_NM_WGMMA_WIDTHS(__half, "f16", KMajor, "0, 0")
 #undef JAX_NM_NAMES_64_127
 #undef JAX_NM_NAMES_32_63
 #undef JAX_NM_NAMES_0_31
+#undef JAX_NM_NAMES_16
+#undef JAX_NM_NAMES_8
 #undef JAX_NM_SUMS_128
 #undef JAX_NM_SUMS_64
 #undef JAX_NM_SUMS_32
+#undef JAX_NM_SUMS_16
+#undef JAX_NM_NEW_64
+#undef JAX_NM_NEW_32
+#undef JAX_NM_NEW_16
+#undef JAX_NM_NEW_8
 #undef JAX_NM_SUMS_8
 
 }  // namespace jax_nm::ptx

@@ -106,6 +106,10 @@ Config BaseConfig(const KernelInfo& kernel, int32_t element_bytes) {
     case KernelId::kSddmmHopper128x64x2:
     case KernelId::kSddmmHopper64x128:
     case KernelId::kSddmmHopper64x64x2:
+    case KernelId::kSpmmTHopper128:
+    case KernelId::kSpmmTHopper64:
+    case KernelId::kSpmmTHopper32:
+    case KernelId::kSpmmTHopper16:
       break;
   }
   return Config{};

@@ -18,15 +18,17 @@ constexpr int64_t kMaxTiles = int64_t{1} << 30;
 struct Shape {
   Op op;
   KernelId kernel;
-  int32_t block_n;  // rows of spmm, slots of sddmm
-  int32_t block_cols;
+  int32_t block_n;      // rows of spmm and spmm_t, slots of sddmm
+  int32_t block_cols;   // features of spmm_t
   int32_t block_depth;  // of the reduction: slots of spmm, rows of sddmm
   int32_t groups;       // that the tile gathers for
   int32_t group_cols;   // of each; they lie in one group of the weight
   int32_t stages;
   int32_t shared_bytes;
-  double step_cycles;  // of a step
-  double tile_cycles;  // of a tile beside its steps
+  double step_cycles;         // of a step
+  double tile_cycles;         // of a tile beside its steps
+  int32_t slots = 0;          // spmm_t: that the features of a tile keep
+  double group_cycles = 0.0;  // spmm_t: of a group beside its steps
 };
 
 // A step costs what wgmma reads of shared memory, and what the copies write there, take together:
@@ -39,7 +41,27 @@ constexpr Shape MakeShape(double step_cycles, double tile_cycles) {
           Tile::kSharedBytes, step_cycles,   tile_cycles};
 }
 
+// Estimates, from what shared memory and tensor cores need: no time has been measured.
+template <class Tile>
+constexpr Shape MakeScatterShape(double step_cycles) {
+  return {Op::kSpmmT,
+          Tile::kId,
+          Tile::kBlockRows,
+          Tile::kBlockFeatures,
+          Tile::kStepCols,
+          1,
+          Tile::kStepCols,
+          Tile::kStages,
+          Tile::kSharedBytes,
+          step_cycles,
+          4000.0,
+          Tile::kSlots,
+          500.0};
+}
+
 constexpr Shape kShapes[] = {
+    MakeScatterShape<HopperScatter128>(640.0),      MakeScatterShape<HopperScatter64>(450.0),
+    MakeScatterShape<HopperScatter32>(350.0),       MakeScatterShape<HopperScatter16>(300.0),
     MakeShape<HopperSpmm256x128>(1100.0, 4000.0),   MakeShape<HopperSpmm256x64x2>(820.0, 4500.0),
     MakeShape<HopperSpmm128x128>(656.0, 2300.0),    MakeShape<HopperSpmm128x64x2>(530.0, 1000.0),
     MakeShape<HopperSpmm64x128>(470.0, 1100.0),     MakeShape<HopperSpmm64x64x2>(360.0, 700.0),
@@ -55,20 +77,54 @@ const Shape* FindShape(KernelId kernel) {
   return nullptr;
 }
 
-int64_t N(const Problem& p) { return p.op == Op::kSpmm ? p.rows : p.kept; }
+// The blocks of a tile, which is what Tiles and Steps ask of a configuration.
+Config BlocksOf(const Problem& p, const Shape& s) {
+  Config c{};
+  c.kernel = s.kernel;
+  switch (p.op) {
+    case Op::kSpmm:
+      c.block_rows = s.block_n;
+      c.block_cols = s.block_cols;
+      c.block_kept = s.block_depth;
+      break;
+    case Op::kSpmmT:
+      c.block_rows = s.block_n;
+      c.block_cols = s.block_depth;
+      c.block_kept = s.slots;
+      break;
+    case Op::kSddmm:
+      c.block_rows = s.block_depth;
+      c.block_cols = s.block_cols;
+      c.block_kept = s.block_n;
+      break;
+  }
+  c.block_windows = UnitsTouched(c.block_kept, p.n);
+  return c;
+}
 
 // The tiles in flight walk over the reduction in step, so what L2 takes from memory is one panel of
 // x per row of tiles and one of the other operand per column of them. At 8192^3, 4:32, bands of 8
 // columns of 256 x 128 tiles read 71 MB of x in each wave of 17 us, the chosen bands of 32 read 21
 // MB: 0.273 and 0.261 ms on an H200.
-int32_t RasterCols(const Problem& p, const Shape& s, int32_t num_sms) {
-  const bool is_spmm = p.op == Op::kSpmm;
-  const int64_t n = CeilDiv64(N(p), s.block_n), cols = CeilDiv64(p.cols, s.block_cols);
+int32_t RasterCols(const Problem& p, const Shape& s, const TileCounts& tiles, int32_t num_sms) {
+  const int64_t n = tiles.outer, cols = tiles.inner;
   const int64_t in_flight = std::min<int64_t>(num_sms, n * cols);
-  // Tiles of different columns gather different features: together, all of their windows.
-  const double features = is_spmm ? 1.0 * p.depth : 1.0 * s.block_n / p.n * p.m;
-  const double n_bytes = 2.0 * features * (is_spmm ? s.block_n : p.rows);
-  const double col_bytes = 2.0 * s.block_cols * (is_spmm ? p.kept : p.rows);
+  double n_bytes = 0.0, col_bytes = 0.0;
+  switch (p.op) {
+    case Op::kSpmm:
+      n_bytes = 2.0 * s.block_n * p.depth;
+      col_bytes = 2.0 * s.block_cols * p.kept;
+      break;
+    case Op::kSpmmT:
+      n_bytes = 2.0 * s.block_n * p.cols;
+      col_bytes = 2.0 * s.slots * p.cols;
+      break;
+    case Op::kSddmm:
+      // Tiles of different columns gather different features: together, all of their windows.
+      n_bytes = 2.0 * s.block_n / p.n * p.m * p.rows;
+      col_bytes = 2.0 * s.block_cols * p.rows;
+      break;
+  }
   int64_t best = 0;
   double best_bytes = 0.0;
   for (int64_t c = std::max<int64_t>(1, in_flight / n); c <= std::min(cols, in_flight); ++c) {
@@ -79,17 +135,6 @@ int32_t RasterCols(const Problem& p, const Shape& s, int32_t num_sms) {
     }
   }
   return static_cast<int32_t>(CeilDiv64(cols, CeilDiv64(cols, best)));
-}
-
-// The blocks of a tile, which is what Tiles and Steps ask of a configuration.
-Config BlocksOf(const Problem& p, const Shape& s) {
-  const bool is_spmm = p.op == Op::kSpmm;
-  Config c{};
-  c.kernel = s.kernel;
-  c.block_rows = is_spmm ? s.block_n : s.block_depth;
-  c.block_cols = s.block_cols;
-  c.block_kept = is_spmm ? s.block_depth : s.block_n;
-  return c;
 }
 
 int64_t TilesOfLaunch(const Problem& p, const Config& c) {
@@ -115,19 +160,18 @@ std::vector<Config> LaunchesOf(const Problem& p, KernelId kernel, int32_t num_sm
   const Shape& s = *FindShape(kernel);
   Config c = BlocksOf(p, s);
   const int64_t tiles = TilesOfLaunch(p, c);
-  c.staging = Staging::kGather;
-  c.block_windows = UnitsTouched(c.block_kept, p.n);
+  c.staging = p.op == Op::kSpmmT ? Staging::kScatter : Staging::kGather;
   c.threads = kHopperThreads;
   c.stages = s.stages;
   c.split = 1;
   c.groups_in_tile = s.groups;
   c.shared_group = true;
-  c.raster_cols = RasterCols(p, s, num_sms);
+  c.raster_cols = RasterCols(p, s, Tiles(p, c), num_sms);
   c.blocks = static_cast<int32_t>(std::min<int64_t>(tiles, num_sms));
   c.cluster = 1;
   c.shared_bytes = s.shared_bytes;
   std::vector<Config> configs{c};
-  if (!HopperShares(s.block_n, ByteWidth(p.result_dtype))) return configs;
+  if (p.op == Op::kSpmmT || !HopperShares(s.block_n, ByteWidth(p.result_dtype))) return configs;
   for (int32_t cluster = 2; cluster <= kHopperMaxCluster; ++cluster) {
     const int32_t most = BlocksInClusters(num_sms, cluster);
     // Every block of a cluster has a step.
@@ -146,7 +190,14 @@ bool IsHopper(KernelId kernel) { return FindShape(kernel) != nullptr; }
 
 std::string HopperReason(const Problem& p, KernelId kernel) {
   const Shape& s = *FindShape(kernel);
-  if (p.dtype != DType::kBFloat16 && p.dtype != DType::kFloat16) {
+  if (p.op == Op::kSpmmT) {
+    if (p.dtype != DType::kBFloat16) return "needs bfloat16 operands";
+    if (!p.allow_tf32) return "rounds partial sums to bfloat16, which HIGHEST rules out";
+    if (16 % p.n != 0 || s.block_cols % p.m != 0 || s.block_cols / p.m * p.n != s.slots) {
+      return "needs n to divide 16, m to divide 256 and n / m to be " + std::to_string(s.slots) +
+             " / 256, got " + std::to_string(p.n) + ":" + std::to_string(p.m);
+    }
+  } else if (p.dtype != DType::kBFloat16 && p.dtype != DType::kFloat16) {
     return "needs bfloat16 or float16 operands";
   }
   if (p.x_layout != Layout::kFeatureMajor) return "needs a feature-major x, got a row-major one";
@@ -154,12 +205,14 @@ std::string HopperReason(const Problem& p, KernelId kernel) {
     return "needs something to multiply, got an empty operand";
   }
   if (p.rows % 8 != 0) return MultipleOf8("rows", p.rows);
-  if (p.op == Op::kSddmm) {
+  if (p.op != Op::kSpmm) {
     if (p.y_layout != Layout::kFeatureMajor) return "needs a feature-major dy, got a row-major one";
-  } else if (p.values_cols % 8 != 0) {
+  }
+  if (p.op != Op::kSddmm && p.values_cols % 8 != 0) {
     return MultipleOf8("the length of a row of values", p.values_cols);
   }
-  const bool row_major_result = p.op == Op::kSddmm || p.y_layout == Layout::kRowMajor;
+  const bool row_major_result =
+      p.op == Op::kSddmm || (p.op == Op::kSpmm && p.y_layout == Layout::kRowMajor);
   if (row_major_result && p.cols * ByteWidth(p.result_dtype) % 16 != 0) {
     return "needs a row-major result to have rows of whole 16 bytes, got " +
            std::to_string(p.cols) + " columns";
@@ -198,7 +251,8 @@ double HopperCycles(const Problem& p, const Config& c) {
   const int64_t shared_rounds = CeilDiv64(c.shared_tiles, c.blocks / c.cluster);
   const double sums_bytes = 4.0 * s.block_n * s.block_cols;
   const double share = kShare + sums_bytes * (c.cluster - 1) / c.cluster / kBytesPerCycle;
-  return kLaunch + rounds * (steps * s.step_cycles + s.tile_cycles) +
+  const double tile_cycles = s.tile_cycles + p.groups * s.group_cycles;
+  return kLaunch + rounds * (steps * s.step_cycles + tile_cycles) +
          shared_rounds * (CeilDiv64(steps, c.cluster) * s.step_cycles + s.tile_cycles + share);
 }
 

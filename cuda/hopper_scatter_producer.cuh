@@ -1,0 +1,143 @@
+// The warpgroup that feeds spmm_t: one warp fetches dy and the values by TMA, two build the one-hot
+// matrices.
+#pragma once
+
+#include "hopper_maps.h"
+#include "hopper_ring.cuh"
+#include "hopper_walk.cuh"
+
+namespace jax_nm {
+
+// Where the element of a slot and a feature lies in a one-hot block: a line of features for each
+// slot, with the swizzle of ptx::Descriptor, or of half lines.
+template <class Tile>
+__device__ __forceinline__ uint32_t OneHotOffset(int32_t slot, int32_t feature) {
+  if constexpr (Tile::kFeatures == 32) {
+    return (slot * 64 + feature * 2) ^ (slot / 2 % 4 * 16);
+  } else {
+    constexpr int32_t kSlabBytes = 16 * kHopperLineBytes;
+    return feature / 64 * kSlabBytes +
+           ((slot * kHopperLineBytes + feature % 64 * 2) ^ (slot % 8 * 16));
+  }
+}
+
+template <class T>
+constexpr uint16_t kOne = 0x3f80;  // of bfloat16
+
+template <class T, class Tile>
+class HopperScatterProducer {
+ public:
+  __device__ __forceinline__ HopperScatterProducer(const HopperArgs& args, const HopperMaps& maps,
+                                                   const HopperShared<Tile>& shared)
+      : args_(args), maps_(maps), shared_(shared), walk_(args, blockIdx.x, gridDim.x) {}
+
+  __device__ __forceinline__ void Fetch() const {
+    const int32_t count = walk_.Count();
+    const bool is_leader = threadIdx.x % 32 == 0;
+    RingPosition<Tile::kStages> ring;
+    for (int32_t i = 0; i < count; ++i) {
+      const HopperCoordinates at = args_.raster.Locate(walk_.Work(i).tile);
+      for (int32_t step = 0; step < args_.steps; ++step) {
+        ptx::BarrierWait(shared_.Empty(ring.stage), ring.parity ^ 1);
+        TestDelay();
+        if (is_leader) {
+          const uint32_t full = shared_.Full(ring.stage);
+          const int32_t col = step * Tile::kStepCols;
+          ptx::BarrierArriveExpect(full, Tile::kStageBytes);
+#pragma unroll
+          for (int32_t slab = 0; slab < kHopperConsumers; ++slab) {
+            ptx::LoadBox(shared_.X(ring.stage) + slab * Tile::kDySlabBytes, &maps_.first, full,
+                         at.n_tile * Tile::kBlockRows + slab * 64, col, at.batch);
+          }
+          ptx::LoadBox(shared_.Second(ring.stage), &maps_.second, full, col,
+                       at.col_tile * Tile::kSlots, at.batch);
+        }
+        __syncwarp();
+        ring.Advance();
+      }
+    }
+  }
+
+  // `thread` of kMarkingThreads.
+  __device__ __forceinline__ void Mark(int32_t thread) const {
+    const int32_t count = walk_.Count();
+    Marks even, odd;  // of the two one-hot matrices
+    RingPosition<Tile::kOneHots> ring;
+    for (int32_t i = 0; i < count; ++i) {
+      const HopperCoordinates at = args_.raster.Locate(walk_.Work(i).tile);
+      const int32_t first_slot = at.col_tile * Tile::kSlots + thread;
+      const uint8_t* indices = args_.indices + at.batch * args_.indices_batch + first_slot;
+      Index index = FetchIndex(indices, thread, first_slot);
+      for (int32_t group = 0; group < args_.groups; ++group) {
+        const Index now = index;
+        indices += args_.kept;
+        if (group + 1 < args_.groups) index = FetchIndex(indices, thread, first_slot);
+        ptx::BarrierWait(shared_.OneHotEmpty(ring.stage), ring.parity ^ 1);
+        TestDelay();
+        const uint32_t one_hot = shared_.OneHot(ring.stage);
+        if (ring.stage == 0) {
+          MarkGroup(even, one_hot, now, thread);
+        } else {
+          MarkGroup(odd, one_hot, now, thread);
+        }
+        ptx::FenceProxyAsync();
+        ptx::BarrierArrive(shared_.OneHotFull(ring.stage));
+        ring.Advance();
+      }
+    }
+  }
+
+ private:
+  // Of a thread: slots `thread`, `thread` + kMarkingThreads, ... of the tile.
+  static constexpr int32_t kOwned =
+      (Tile::kSlots + Tile::kMarkingThreads - 1) / Tile::kMarkingThreads;
+  static constexpr uint32_t kNothing = UINT32_MAX;
+
+  // The offsets within a one-hot matrix that hold ones.
+  struct Marks {
+    uint32_t of[kOwned];
+    __device__ __forceinline__ Marks() {
+#pragma unroll
+      for (int32_t i = 0; i < kOwned; ++i) of[i] = kNothing;
+    }
+  };
+  struct Index {
+    uint32_t of[kOwned];
+  };
+
+  // kNothing for slots that hold nothing.
+  __device__ __forceinline__ Index FetchIndex(const uint8_t* indices, int32_t thread,
+                                              int32_t first_slot) const {
+    Index index;
+#pragma unroll
+    for (int32_t i = 0; i < kOwned; ++i) {
+      const int32_t offset = i * Tile::kMarkingThreads;
+      const bool is_slot = thread + offset < Tile::kSlots && first_slot + offset < args_.valid_kept;
+      index.of[i] = is_slot ? uint32_t{__ldg(indices + offset)} : kNothing;
+    }
+    return index;
+  }
+
+  __device__ __forceinline__ void MarkGroup(Marks& marks, uint32_t one_hot, const Index& index,
+                                            int32_t thread) const {
+#pragma unroll
+    for (int32_t i = 0; i < kOwned; ++i) {
+      const int32_t slot = thread + i * Tile::kMarkingThreads;
+      if (marks.of[i] != kNothing) ptx::StoreShared(one_hot + marks.of[i], uint16_t{0});
+      marks.of[i] = kNothing;
+      if (index.of[i] == kNothing) continue;
+      const int32_t in_window = min(static_cast<int32_t>(index.of[i]), args_.m - 1);
+      const int32_t feature = args_.by_n.Quotient(slot) * args_.m + in_window;
+      marks.of[i] = slot / 16 * Tile::kOneHotBlockBytes +
+                    OneHotOffset<Tile>(slot % 16, feature % Tile::kFeatures);
+      ptx::StoreShared(one_hot + marks.of[i], kOne<T>);
+    }
+  }
+
+  const HopperArgs& args_;
+  const HopperMaps& maps_;
+  const HopperShared<Tile> shared_;
+  const HopperWalk walk_;
+};
+
+}  // namespace jax_nm
