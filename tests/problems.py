@@ -192,11 +192,11 @@ class Operands(NamedTuple):
         )
 
 
-def integers(problem: Problem) -> Operands:
+def integers(problem: Problem, largest: int = 4) -> Operands:
     """Small integers: every sum of every product is exact in the accumulator."""
     rng = problem.rng("integers")
     draw = {
-        name: rng.integers(-4, 5, shape).astype(np.float64)
+        name: rng.integers(-largest, largest + 1, shape).astype(np.float64)
         for name, shape in problem.shapes.items()
         if name != "indices"
     }

@@ -113,7 +113,9 @@ def gradients_lowered(monkeypatch, dtype, rows, precision="default", arch=None):
 @pytest.mark.parametrize(
     ("dtype", "rows", "precision", "arch", "dense"),
     [
-        ("bfloat16", 4096, "default", 90, {"spmm_t"}),
+        ("bfloat16", 4096, "default", 90, set()),
+        ("bfloat16", 4096, "highest", 90, {"spmm_t"}),
+        ("float16", 4096, "default", 90, {"spmm_t"}),
         ("bfloat16", 4096, "default", 80, {"spmm_t", "sddmm"}),
         ("float32", 4096, "default", 90, {"spmm_t", "sddmm"}),
         ("float32", 4096, "highest", 90, set()),
@@ -151,9 +153,9 @@ def test_large_batches_go_one_by_one(monkeypatch, op):
 def test_a_plan_by_way_of_dense_says_so():
     pattern = Pattern(8, 32, vector_length=128)
     w = jax.eval_shape(
-        lambda kernel: jax_nm.compress(kernel, pattern), SHAPE((4096, 4096), "bfloat16")
+        lambda kernel: jax_nm.compress(kernel, pattern), SHAPE((4096, 4096), "float16")
     )
-    plan = jax_nm.explain(SHAPE((4096, 4096), jnp.bfloat16), w, "spmm_t", 90)
+    plan = jax_nm.explain(SHAPE((4096, 4096), jnp.float16), w, "spmm_t", 90)
     assert plan.kernel == "dense"
     assert "pass over the dense weight" in plan.why
     ((kernel, why),) = plan.rejected

@@ -65,6 +65,16 @@ def run(op, problem: Problem, operands, out_dtype=None, **options) -> np.ndarray
         return np.asarray(result)
 
 
+def exact_operands(op, problem: Problem):
+    """Integers of which no sum is rounded, nor any that a kernel rounds on the way.
+
+    On tensor cores spmm_t rounds a group's partial sums to bfloat16, which holds the
+    integers up to 256.
+    """
+    largest = 1 if op == "spmm_t" and problem.dtype == "bfloat16" else 4
+    return integers(problem, largest).of(op)
+
+
 def rounded(exact: np.ndarray, dtype) -> np.ndarray:
     return exact.astype(jnp.dtype(dtype))
 
@@ -79,7 +89,7 @@ def unit_roundoff(dtype) -> float:
 @every_op
 @every_problem
 def test_integers_are_exact(platform, problem, op):
-    operands = integers(problem).of(op)
+    operands = exact_operands(op, problem)
     exact = oracle.compute(op, problem, *operands)
     out = run(op, problem, operands)
     np.testing.assert_array_equal(out, rounded(exact, problem.dtype), strict=True)
@@ -92,7 +102,7 @@ def test_integers_are_exact(platform, problem, op):
     ids=str,
 )
 def test_preferred_element_type_rounds_once(platform, problem, op):
-    operands = integers(problem).of(op)
+    operands = exact_operands(op, problem)
     exact = oracle.compute(op, problem, *operands)
     for out_dtype in {"float32", "bfloat16", "float16"} - {problem.dtype}:
         out = run(op, problem, operands, out_dtype)
@@ -147,7 +157,7 @@ def call_kernel(op, platform, problem: Problem, operands, *, layout, workspace):
 @kernel_problems
 def test_every_layout_and_any_workspace(platform, problem, op):
     """Rows are not padded here, so the kernels also meet unaligned rows."""
-    operands = integers(problem).of(op)
+    operands = exact_operands(op, problem)
     exact = rounded(oracle.compute(op, problem, *operands), problem.dtype)
     workspaces = (0, 1000, 1 << 22, 1 << 25) if platform == "cuda" else (0,)
     # XLA's CPU compiler dies of a division by zero on a copy of an empty array.
@@ -171,7 +181,7 @@ def test_every_layout_and_any_workspace(platform, problem, op):
 @every_problem
 def test_every_instruction_set_is_exact(problem, op):
     """On the CPU: the kernels of narrower instruction sets than this machine's."""
-    operands = integers(problem).of(op)
+    operands = exact_operands(op, problem)
     exact = rounded(oracle.compute(op, problem, *operands), problem.dtype)
     with jax.default_device(jax.devices("cpu")[0]):
         for isa in runnable_isas():
@@ -213,6 +223,21 @@ def test_rounding_errors_are_bounded(platform, problem, op):
 )
 def test_rounding_errors_are_bounded_in_tf32(cuda, problem, op):
     check_rounding(cuda, problem, op, highest=False)
+
+
+@pytest.mark.parametrize(
+    "problem", [p for p in PROBLEMS if p.dtype == "bfloat16"], ids=str
+)
+def test_partial_sums_of_spmm_t_are_rounded_once(cuda, problem):
+    operands = gaussians(problem).of("spmm_t")
+    reference = oracle.compute("spmm_t", problem, *operands)
+    scale = oracle.magnitude("spmm_t", problem, *operands)
+    u_acc = 2 * unit_roundoff("float32")
+    relative = 2 * unit_roundoff("bfloat16") + (problem.cols + 2) * u_acc
+    for kernel in cuda_kernels("spmm_t", problem):
+        out = run("spmm_t", problem, operands, kernel=kernel)
+        error = np.abs(out.astype(reference.dtype) - reference)
+        assert (error <= 1.01 * relative * scale).all(), kernel
 
 
 def check_rounding(platform, problem: Problem, op, *, highest):
@@ -295,7 +320,7 @@ def test_a_thousand_launches_are_bit_equal(cuda, problem):
 @every_op
 @every_problem
 def test_any_index_byte_gives_finite_results(platform, problem, op):
-    first, second, indices = integers(problem).of(op)
+    first, second, indices = exact_operands(op, problem)
     noise = problem.rng("noise").integers(0, 256, indices.shape).astype(np.uint8)
     assert np.isfinite(run(op, problem, (first, second, noise))).all()
 
@@ -308,7 +333,7 @@ def test_non_finite_values_reach_their_readers_only(
 ):
     # By way of a dense matrix, a cotangent reaches its whole row.
     monkeypatch.setattr(_lowering, "dense_pays", lambda *_: False)
-    first, second, indices = integers(problem).of(op)
+    first, second, indices = exact_operands(op, problem)
     batch, lead = (tuple(s // 2 for s in a) for a in (problem.batch, problem.lead))
     read = 0 if op == "spmm_t" else indices[(*batch, 0, 0)]  # by the first slot
     first[(*batch, *lead, read)] = special
@@ -339,7 +364,7 @@ def test_sddmm_writes_zero_in_padding_slots(platform, problem):
 @few_problems
 def test_sliced_and_strided_operands(platform, problem, op):
     """Operands that are views of larger arrays, in NumPy and inside a computation."""
-    operands = integers(problem).of(op)
+    operands = exact_operands(op, problem)
     exact = rounded(oracle.compute(op, problem, *operands), problem.dtype)
 
     def frame(a):
@@ -379,7 +404,7 @@ def test_every_cuda_kernel_is_exact(cuda, monkeypatch, problem, op):
 
 
 def check_specs(op, problem: Problem, specs):
-    operands = integers(problem).of(op)
+    operands = exact_operands(op, problem)
     exact = rounded(oracle.compute(op, problem, *operands), problem.dtype)
 
     @jax.jit

@@ -50,6 +50,13 @@ REASONS = {
     "kernel",
 }
 HOPPER = {k: v for k, v in _tuning.kernels().items() if "hopper" in k}
+# What each kernel of spmm_t keeps of a window of 32.
+SCATTER_KEPT = {
+    "spmm_t_hopper_128": 16,
+    "spmm_t_hopper_64": 8,
+    "spmm_t_hopper_32": 4,
+    "spmm_t_hopper_16": 2,
+}
 HALF = tuple(dtypes for dtypes in DTYPES if dtypes[0] != "float32")
 
 
@@ -66,6 +73,7 @@ def problem(
     y_feature_major=True,
     kernel=0,
     arch=90,
+    allow_tf32=False,
     **epilogue,
 ):
     return dict(
@@ -81,7 +89,7 @@ def problem(
         vector_length=pattern[2],
         x_feature_major=x_feature_major,
         y_feature_major=y_feature_major,
-        allow_tf32=False,
+        allow_tf32=allow_tf32,
         kernel=kernel,
         arch=arch,
         **epilogue,
@@ -142,7 +150,8 @@ def test_forced_kernels_are_honoured(name, kernel, arch):
     op = max((op for op in OPS if name.startswith(f"{op}_")), key=len)
     spec = dict(kernel=kernel, arch=arch)
     if name in HOPPER:
-        spec |= dict(dtype="bfloat16", pattern=(8, 32, 256))
+        n = SCATTER_KEPT.get(name, 8)
+        spec |= dict(dtype="bfloat16", pattern=(n, 32, 256), allow_tf32=True)
     if name in HOPPER and arch != 90:
         with pytest.raises(ValueError, match=rf"capability 9\.0 .* got sm_{arch}"):
             _tuning.choose(**problem(op, **spec))
@@ -474,6 +483,41 @@ def test_what_the_hopper_kernels_of_sddmm_do_not_take(change, reason):
         assert re.match(reason, rejected[name]), rejected[name]
         with pytest.raises(ValueError, match=reason):
             _tuning.choose(**half("sddmm", **change, kernel=kernel))
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    (
+        (dict(dtype="float16"), "needs bfloat16 operands"),
+        (dict(allow_tf32=False), "rounds partial sums to bfloat16, which HIGHEST"),
+        (dict(pattern=(12, 32, 256)), "needs n to divide 16, .* got 12:32"),
+        (dict(pattern=(24, 96, 256)), "needs n to divide 16, .* got 24:96"),
+        (dict(pattern=(1, 1, 256)), "needs n to divide 16, .* got 1:1"),
+        (dict(y_feature_major=False), "needs a feature-major dy"),
+        (dict(pattern=(8, 32, 96)), "needs a vector_length that is a multiple of 64"),
+        (dict(cols=4100), "needs the length of a row of values to be a multiple of 8"),
+    ),
+    ids=str,
+)
+def test_what_the_hopper_kernels_of_spmm_t_do_not_take(change, reason):
+    spec = half("spmm_t", allow_tf32=True) | half("spmm_t", **change)
+    spec["allow_tf32"] = change.get("allow_tf32", True)
+    choice = _tuning.choose(**spec)
+    assert choice["kernel"] not in HOPPER
+    kernel = _tuning.kernels()["spmm_t_hopper_64"]
+    assert re.match(reason, dict(choice["rejected"])["spmm_t_hopper_64"])
+    with pytest.raises(ValueError, match=reason):
+        _tuning.choose(**spec | {"kernel": kernel})
+
+
+@pytest.mark.parametrize("pattern", ((16, 32), (1, 2), (8, 32), (2, 8), (1, 16)))
+def test_spmm_t_in_bfloat16_runs_on_tensor_cores(pattern):
+    spec = half("spmm_t", pattern=(*pattern, 256), allow_tf32=True)
+    choice = _tuning.choose(**spec)
+    n, m = pattern
+    assert choice["kernel"] == f"spmm_t_hopper_{256 * n // m}", choice
+    assert choice["config"]["block_windows"] == 256 // m
+    assert not _tuning.dense_pays(**spec)
 
 
 @pytest.mark.parametrize("length", (64, 128, 256, 2**31 - 1))
