@@ -33,7 +33,7 @@ class HopperScatterConsumer {
         Step<true>(partial);
         for (int32_t step = first + 1; step < last; ++step) Step<false>(partial);
         ptx::WgmmaWait<0>();
-        Release(ring_.Before(1));
+        if constexpr (!kHopperFreesEarly) Release(ring_.Before(1));
         ptx::PinRegisters(partial);
         Scatter(sums, partial, first > 0);
       }
@@ -58,6 +58,7 @@ class HopperScatterConsumer {
   template <bool kFirst>
   __device__ __forceinline__ void Step(float (&partial)[kPartialSums]) {
     ptx::BarrierWait(shared_.Full(ring_.stage), ring_.parity);
+    if constexpr (kHopperFreesEarly) Release(ring_.stage);
     TestDelay();
     const uint32_t dy = shared_.X(ring_.stage) + consumer_ * Tile::kDySlabBytes;
     const uint32_t values = shared_.Second(ring_.stage);
@@ -78,7 +79,7 @@ class HopperScatterConsumer {
     }
     ptx::WgmmaCommit();
     ptx::WgmmaWait<1>();
-    if (!kFirst) Release(ring_.Before(1));
+    if (!kFirst && !kHopperFreesEarly) Release(ring_.Before(1));
     ring_.Advance();
   }
 
@@ -118,7 +119,8 @@ class HopperScatterConsumer {
 
   static __device__ __forceinline__ uint64_t OneHotDescriptor(uint32_t one_hot) {
     if constexpr (Tile::kFeatures == 32) {
-      return ptx::DescriptorOfHalfLines(one_hot, Tile::kOneHotBlockBytes);
+      // One slab: its stride has no meaning.
+      return ptx::DescriptorOfHalfLines(one_hot, /*slab_bytes=*/512);
     } else {
       return ptx::Descriptor(one_hot, 16 * kHopperLineBytes);
     }

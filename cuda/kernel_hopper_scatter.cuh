@@ -6,7 +6,9 @@
 //   consumers  warpgroups 1 and 2: multiply, scatter and store, each 64 rows of the tile
 //
 // A partial sum of a group is rounded to the operands' dtype once. Slots beyond `valid_kept` and
-// columns beyond `cols` are zeros on both sides. A NaN of dy reaches all features of its row.
+// columns beyond `cols` are zeros on both sides. What is not finite is multiplied by the zeros of
+// the one-hots too: a NaN of dy reaches all features of its row, one of the values, or a partial
+// sum that overflows, the features of its block.
 #pragma once
 
 #include "hopper_scatter_consumer.cuh"

@@ -48,8 +48,10 @@ def spmm(
 
     Where a GPU has no kernel for them that is faster, the gradients for `x` and for
     ``w.values`` are dense products (`explain` says where), which take the memory of a
-    dense weight. A NaN or Inf in a row of the cotangent then makes that whole row of
-    the gradient for `x` non-finite, and otherwise the elements that read it.
+    dense weight. There, and on the tensor cores of Hopper, a NaN or Inf in a row of the
+    cotangent makes that whole row of the gradient for `x` non-finite, and elsewhere the
+    elements that read it. In bfloat16 those tensor cores also round each group's share
+    of that gradient to bfloat16, except under HIGHEST.
 
     Args:
       x: ``[..., depth]``, floating. A batched `w` broadcasts against ``x.shape[:-2]``

@@ -30,7 +30,7 @@ from problems import (
     is_padding,
 )
 
-from jax_nm import _cpu, _lowering, _primitives
+from jax_nm import _cpu, _lowering, _primitives, _tuning
 
 pytestmark = pytest.mark.usefixtures("strict")
 
@@ -292,10 +292,11 @@ def test_repeated_calls_are_bit_equal(platform, problem, op):
         np.testing.assert_array_equal(run(op, problem, operands), first)
 
 
+@every_op
 @pytest.mark.parametrize("problem", HOPPER_WALKS, ids=str)
-def test_a_thousand_launches_are_bit_equal(cuda, problem):
+def test_a_thousand_launches_are_bit_equal(cuda, problem, op):
     """Of every kernel, to the last bit: a rare race may change one rounding."""
-    operands = [jnp.asarray(a) for a in gaussians(problem).of("spmm")]
+    operands = [jnp.asarray(a) for a in gaussians(problem).of(op)]
     out_dtype = jnp.dtype(problem.dtype)
 
     @jax.jit
@@ -305,10 +306,11 @@ def test_a_thousand_launches_are_bit_equal(cuda, problem):
     def bits(a):
         return jax.lax.bitcast_convert_type(a, jnp.uint16)
 
-    for kernel in cuda_kernels("spmm", problem):
+    hopper = {k for name, k in _tuning.kernels().items() if "hopper" in name}
+    for kernel in hopper & set(cuda_kernels(op, problem)):
         spec = problem.spec(kernel=kernel)
         launch = jax.jit(
-            functools.partial(_primitives.spmm, spec=spec, out_dtype=out_dtype)
+            functools.partial(getattr(_primitives, op), spec=spec, out_dtype=out_dtype)
         )
         first = launch(*operands)
         different = jnp.zeros((), jnp.int32)
