@@ -31,12 +31,24 @@ class HopperScatterConsumer {
         const int32_t last = min(first + args_.group_steps, args_.steps);
         float partial[kPartialSums];
         Step<true>(partial);
+        // Behind the first product of this group, the scatter of the one before is done.
+        if (kOverlaps && first > 0) FinishScatter();
         for (int32_t step = first + 1; step < last; ++step) Step<false>(partial);
         ptx::WgmmaWait<0>();
         if constexpr (!kHopperFreesEarly) Release(ring_.Before(1));
         ptx::PinRegisters(partial);
         Scatter(sums, partial, first > 0);
+        if constexpr (!kOverlaps) {
+          ptx::WgmmaWait<0>();
+          FinishScatter();
+        }
       }
+      if constexpr (kOverlaps) {
+        ptx::WgmmaWait<0>();
+        FinishScatter();
+      }
+#pragma unroll
+      for (int32_t block = 0; block < kBlocks; ++block) ptx::PinRegisters(sums[block]);
       Store(sums, args_.raster.Locate(walk.Work(i).tile));
     }
     if (IsLeader()) ptx::WaitStores();
@@ -44,6 +56,9 @@ class HopperScatterConsumer {
 
  private:
   static constexpr int32_t kKPerWgmma = 16;
+  // Whether a scatter runs beside the next group's product: its operands, the new partial sums and
+  // the sums of dx then live together.
+  static constexpr bool kOverlaps = Tile::kSlots <= 64;
   static constexpr int32_t kPartialSums = Tile::kSlots / 2;  // of a thread
   static constexpr int32_t kBlocks = Tile::kBlocks;
   static constexpr int32_t kBlockSums = Tile::kFeatures / 2;
@@ -109,12 +124,13 @@ class HopperScatterConsumer {
                           OneHotDescriptor(one_hot), accumulate);
     }
     ptx::WgmmaCommit();
-    ptx::WgmmaWait<0>();
-#pragma unroll
-    for (int32_t block = 0; block < kBlocks; ++block) ptx::PinRegisters(sums[block]);
-    TestDelay();
-    if (lane_ == 0) ptx::BarrierArrive(shared_.OneHotEmpty(one_hots_.stage));
     one_hots_.Advance();
+  }
+
+  // Once the products of the last scatter are done: its one-hots may be built anew.
+  __device__ __forceinline__ void FinishScatter() const {
+    TestDelay();
+    if (lane_ == 0) ptx::BarrierArrive(shared_.OneHotEmpty(one_hots_.Before(1)));
   }
 
   static __device__ __forceinline__ uint64_t OneHotDescriptor(uint32_t one_hot) {
