@@ -118,8 +118,8 @@ using HopperSddmm64x64x2 = HopperTile<Op::kSddmm, KernelId::kSddmmHopper64x64x2,
 //   dx[row, feature] += partial[row, slot] * one_hot[slot, feature]
 //
 // where the one-hot matrix says which feature a slot holds. 16 slots, the depth of one wgmma, hold
-// features of one block of 256 * 16 / kSlots, so the second product costs as much as another 256
-// columns of the first.
+// features of one block of 256 * 16 / kSlots, so the second product costs as much as another 4096 /
+// kSlots columns of the first.
 template <KernelId kId_, int32_t kSlots_>
 struct HopperScatterTile {
   static constexpr KernelId kId = kId_;
@@ -154,7 +154,6 @@ struct HopperScatterTile {
 
   static constexpr int kProducerRegisters = 40;
   static constexpr int kConsumerRegisters = 232;
-  static constexpr int32_t kMarkingThreads = 64;  // that build the one-hot matrices
 
   static_assert(128 * kProducerRegisters + 256 * kConsumerRegisters <= kHopperThreads * 168,
                 "the launch has 168 registers for each of 384 threads");

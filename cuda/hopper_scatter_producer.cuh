@@ -1,5 +1,5 @@
-// The warpgroup that feeds spmm_t: one warp fetches dy and the values by TMA, two build the one-hot
-// matrices.
+// The warpgroup that feeds spmm_t: one warp fetches dy and the values by TMA, two build one-hot
+// matrices in turns.
 #pragma once
 
 #include "hopper_maps.h"
@@ -29,18 +29,21 @@ class HopperScatterProducer {
  public:
   __device__ __forceinline__ HopperScatterProducer(const HopperArgs& args, const HopperMaps& maps,
                                                    const HopperShared<Tile>& shared)
-      : args_(args), maps_(maps), shared_(shared), walk_(args, blockIdx.x, gridDim.x) {}
+      : args_(args),
+        maps_(maps),
+        shared_(shared),
+        walk_(args, blockIdx.x, gridDim.x),
+        lane_(threadIdx.x % 32) {}
 
   __device__ __forceinline__ void Fetch() const {
     const int32_t count = walk_.Count();
-    const bool is_leader = threadIdx.x % 32 == 0;
     RingPosition<Tile::kStages> ring;
     for (int32_t i = 0; i < count; ++i) {
       const HopperCoordinates at = args_.raster.Locate(walk_.Work(i).tile);
       for (int32_t step = 0; step < args_.steps; ++step) {
         ptx::BarrierWait(shared_.Empty(ring.stage), ring.parity ^ 1);
         TestDelay();
-        if (is_leader) {
+        if (lane_ == 0) {
           const uint32_t full = shared_.Full(ring.stage);
           const int32_t col = step * Tile::kStepCols;
           ptx::BarrierArriveExpect(full, Tile::kStageBytes);
@@ -58,39 +61,33 @@ class HopperScatterProducer {
     }
   }
 
-  // `thread` of kMarkingThreads.
-  __device__ __forceinline__ void Mark(int32_t thread) const {
+  // The matrices of every other group, those in `buffer`, by one warp.
+  __device__ __forceinline__ void Mark(int32_t buffer) const {
+    const uint32_t one_hot = shared_.OneHot(buffer);
     const int32_t count = walk_.Count();
-    Marks even, odd;  // of the two one-hot matrices
-    RingPosition<Tile::kOneHots> ring;
-    for (int32_t i = 0; i < count; ++i) {
+    Marks marks;
+    uint32_t parity = 1;
+    int32_t group = buffer;
+    for (int32_t i = 0; i < count; group -= args_.groups, ++i) {
       const HopperCoordinates at = args_.raster.Locate(walk_.Work(i).tile);
-      const int32_t first_slot = at.col_tile * Tile::kSlots + thread;
+      const int32_t first_slot = at.col_tile * Tile::kSlots + lane_;
       const uint8_t* indices = args_.indices + at.batch * args_.indices_batch + first_slot;
-      Index index = FetchIndex(indices, thread, first_slot);
-      for (int32_t group = 0; group < args_.groups; ++group) {
-        const Index now = index;
-        indices += args_.kept;
-        if (group + 1 < args_.groups) index = FetchIndex(indices, thread, first_slot);
-        ptx::BarrierWait(shared_.OneHotEmpty(ring.stage), ring.parity ^ 1);
+      for (; group < args_.groups; group += Tile::kOneHots) {
+        const Index index = FetchIndex(indices + int64_t{group} * args_.kept, first_slot);
+        ptx::BarrierWait(shared_.OneHotEmpty(buffer), parity);
         TestDelay();
-        const uint32_t one_hot = shared_.OneHot(ring.stage);
-        if (ring.stage == 0) {
-          MarkGroup(even, one_hot, now, thread);
-        } else {
-          MarkGroup(odd, one_hot, now, thread);
-        }
+        MarkGroup(marks, one_hot, index);
         ptx::FenceProxyAsync();
-        ptx::BarrierArrive(shared_.OneHotFull(ring.stage));
-        ring.Advance();
+        __syncwarp();
+        if (lane_ == 0) ptx::BarrierArrive(shared_.OneHotFull(buffer));
+        parity ^= 1;
       }
     }
   }
 
  private:
-  // Of a thread: slots `thread`, `thread` + kMarkingThreads, ... of the tile.
-  static constexpr int32_t kOwned =
-      (Tile::kSlots + Tile::kMarkingThreads - 1) / Tile::kMarkingThreads;
+  // Of a lane: slots `lane_`, `lane_` + 32, ... of the tile.
+  static constexpr int32_t kOwned = (Tile::kSlots + 31) / 32;
   static constexpr uint32_t kNothing = UINT32_MAX;
 
   // The offsets within a one-hot matrix that hold ones.
@@ -106,23 +103,21 @@ class HopperScatterProducer {
   };
 
   // kNothing for slots that hold nothing.
-  __device__ __forceinline__ Index FetchIndex(const uint8_t* indices, int32_t thread,
-                                              int32_t first_slot) const {
+  __device__ __forceinline__ Index FetchIndex(const uint8_t* indices, int32_t first_slot) const {
     Index index;
 #pragma unroll
     for (int32_t i = 0; i < kOwned; ++i) {
-      const int32_t offset = i * Tile::kMarkingThreads;
-      const bool is_slot = thread + offset < Tile::kSlots && first_slot + offset < args_.valid_kept;
-      index.of[i] = is_slot ? uint32_t{__ldg(indices + offset)} : kNothing;
+      const bool is_slot = lane_ + i * 32 < Tile::kSlots && first_slot + i * 32 < args_.valid_kept;
+      index.of[i] = is_slot ? uint32_t{__ldg(indices + i * 32)} : kNothing;
     }
     return index;
   }
 
-  __device__ __forceinline__ void MarkGroup(Marks& marks, uint32_t one_hot, const Index& index,
-                                            int32_t thread) const {
+  __device__ __forceinline__ void MarkGroup(Marks& marks, uint32_t one_hot,
+                                            const Index& index) const {
 #pragma unroll
     for (int32_t i = 0; i < kOwned; ++i) {
-      const int32_t slot = thread + i * Tile::kMarkingThreads;
+      const int32_t slot = lane_ + i * 32;
       if (marks.of[i] != kNothing) ptx::StoreShared(one_hot + marks.of[i], uint16_t{0});
       marks.of[i] = kNothing;
       if (index.of[i] == kNothing) continue;
@@ -138,6 +133,7 @@ class HopperScatterProducer {
   const HopperMaps& maps_;
   const HopperShared<Tile> shared_;
   const HopperWalk walk_;
+  const int32_t lane_;
 };
 
 }  // namespace jax_nm

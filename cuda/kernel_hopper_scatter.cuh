@@ -32,7 +32,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
       ptx::BarrierInit(shared.Empty(stage), kHopperConsumers * kWarpgroupWarps);
     }
     for (int32_t buffer = 0; buffer < Tile::kOneHots; ++buffer) {
-      ptx::BarrierInit(shared.OneHotFull(buffer), Tile::kMarkingThreads);
+      ptx::BarrierInit(shared.OneHotFull(buffer), 1);
       ptx::BarrierInit(shared.OneHotEmpty(buffer), kHopperConsumers * kWarpgroupWarps);
     }
     ptx::FenceBarrierInit();
@@ -49,11 +49,10 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
   if (warpgroup == 0) {
     ptx::DecreaseRegisters<Tile::kProducerRegisters>();
     const HopperScatterProducer<T, Tile> producer(args, maps, shared);
-    constexpr int32_t kFirstMarking = kWarpgroupThreads - Tile::kMarkingThreads;
     if (warp == 0) {
       producer.Fetch();
-    } else if (warp >= kFirstMarking / 32) {
-      producer.Mark(threadIdx.x - kFirstMarking);
+    } else if (warp <= Tile::kOneHots) {
+      producer.Mark(warp - 1);
     }
   } else {
     ptx::IncreaseRegisters<Tile::kConsumerRegisters>();
