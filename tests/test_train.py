@@ -651,7 +651,8 @@ def test_training_from_a_dense_master(way, dtype, standard):
     (trained, indices, _), errors = jax.jit(
         lambda carry: jax.lax.scan(step, carry, jnp.arange(201))
     )(carry)
-    assert errors[-1] < errors[0] * 0.75
+    # Between the last two selections: a new one raises the loss at first.
+    assert errors[-11:-1].mean() < errors[0] * 0.75
     for name in ("up", "down"):
         kernel, index = trained[name]["kernel"], indices[name]["kernel"]
         assert kernel.dtype == jnp.float32
