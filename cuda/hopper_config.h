@@ -26,6 +26,18 @@ constexpr int32_t kHopperWarpCols = 16;                         // of a consumer
 constexpr int32_t kHopperMaxStages = 8;
 constexpr uint32_t kHopperNoLine = UINT32_MAX;  // the offset, in 16 bytes, of a line of zeros
 
+// The ring of stages and its barriers, in the shared memory behind kOffset.
+template <int32_t kOffset, int32_t kStageBytes, int32_t kBarriers>
+struct HopperRing {
+  static constexpr int32_t kBarrierBytes = kBarriers * 8;
+  static constexpr int32_t kRoom = kHopperSharedBytes - 1024 - kOffset - kBarrierBytes;
+  static constexpr int32_t kStages =
+      kRoom / kStageBytes < kHopperMaxStages ? kRoom / kStageBytes : kHopperMaxStages;
+  static constexpr int32_t kBarrierOffset = kOffset + kStages * kStageBytes;
+  static constexpr int32_t kSharedBytes = kBarrierOffset + kBarrierBytes + 1024;
+  static_assert(kSharedBytes <= kHopperSharedBytes, "the stages fit in shared memory");
+};
+
 // kGroups = 2: each consumer has its own group and its own gathered lines; spmm then steps over
 // half as many slots.
 //
@@ -57,13 +69,10 @@ struct HopperTile {
 
   // Each consumer has two staging buffers; the ring of stages begins at a multiple of 1024 bytes.
   static constexpr int32_t kRingOffset = kHopperConsumers * 2 * kHopperStagingBytes;
-  static constexpr int32_t kBarriers = 2 * kHopperMaxStages;
-  static constexpr int32_t kBarrierBytes = kBarriers * 8;
-  static constexpr int32_t kRoom = kHopperSharedBytes - 1024 - kRingOffset - kBarrierBytes;
-  static constexpr int32_t kStages =
-      kRoom / kStageBytes < kHopperMaxStages ? kRoom / kStageBytes : kHopperMaxStages;
-  static constexpr int32_t kBarrierOffset = kRingOffset + kStages * kStageBytes;
-  static constexpr int32_t kSharedBytes = kBarrierOffset + kBarrierBytes + 1024;
+  using Ring = HopperRing<kRingOffset, kStageBytes, 2 * kHopperMaxStages>;
+  static constexpr int32_t kStages = Ring::kStages;
+  static constexpr int32_t kBarrierOffset = Ring::kBarrierOffset;
+  static constexpr int32_t kSharedBytes = Ring::kSharedBytes;
 
   // Warps that fill a stage together. A warp that announces its lines waits for all of its copies,
   // also for those of later stages: where a stage is small that latency would set the pace, so that
@@ -91,7 +100,6 @@ struct HopperTile {
   static_assert(kBlockDepth % 16 == 0, "a step is whole wgmma steps");
   static_assert(kXSlabBytes % 1024 == 0 && kSlabBytes % 1024 == 0 && kRingOffset % 1024 == 0,
                 "a slab is whole swizzle patterns");
-  static_assert(kSharedBytes <= kHopperSharedBytes, "the stages fit in shared memory");
   static_assert(kSumsBytes <= kStages * kStageBytes, "the sums fit in the ring");
 };
 
@@ -145,12 +153,10 @@ struct HopperScatterTile {
 
   static constexpr int32_t kOneHotOffset = kHopperConsumers * 2 * kHopperStagingBytes;
   static constexpr int32_t kRingOffset = kOneHotOffset + kOneHots * kOneHotBytes;
-  static constexpr int32_t kBarrierBytes = 2 * (kHopperMaxStages + kOneHots) * 8;
-  static constexpr int32_t kRoom = kHopperSharedBytes - 1024 - kRingOffset - kBarrierBytes;
-  static constexpr int32_t kStages =
-      kRoom / kStageBytes < kHopperMaxStages ? kRoom / kStageBytes : kHopperMaxStages;
-  static constexpr int32_t kBarrierOffset = kRingOffset + kStages * kStageBytes;
-  static constexpr int32_t kSharedBytes = kBarrierOffset + kBarrierBytes + 1024;
+  using Ring = HopperRing<kRingOffset, kStageBytes, 2 * (kHopperMaxStages + kOneHots)>;
+  static constexpr int32_t kStages = Ring::kStages;
+  static constexpr int32_t kBarrierOffset = Ring::kBarrierOffset;
+  static constexpr int32_t kSharedBytes = Ring::kSharedBytes;
 
   static constexpr int kProducerRegisters = 40;
   static constexpr int kConsumerRegisters = 232;
@@ -161,7 +167,6 @@ struct HopperScatterTile {
   static_assert(kOneHotBytes % 1024 == 0 && kValuesBytes % 1024 == 0 && kRingOffset % 1024 == 0,
                 "operands begin at whole swizzle patterns");
   static_assert(kStages >= 4, "the copies of a step have three steps' time");
-  static_assert(kSharedBytes <= kHopperSharedBytes, "the stages fit in shared memory");
 };
 
 using HopperScatter128 = HopperScatterTile<KernelId::kSpmmTHopper128, 128>;

@@ -202,8 +202,8 @@ std::string HopperReason(const Problem& p, KernelId kernel) {
     return "needs something to multiply, got an empty operand";
   }
   if (p.rows % 8 != 0) return MultipleOf8("rows", p.rows);
-  if (p.op != Op::kSpmm) {
-    if (p.y_layout != Layout::kFeatureMajor) return "needs a feature-major dy, got a row-major one";
+  if (p.op != Op::kSpmm && p.y_layout != Layout::kFeatureMajor) {
+    return "needs a feature-major dy, got a row-major one";
   }
   if (p.op != Op::kSddmm && p.values_cols % 8 != 0) {
     return MultipleOf8("the length of a row of values", p.values_cols);
