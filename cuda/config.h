@@ -31,6 +31,11 @@ enum class KernelId : int32_t {
   kSpmm64x64Gather = 4,
   kSpmm32x32Window = 5,
   kSpmm32x32Gather = 6,
+  kSpmmMma128x128Window = 11,
+  kSpmmMma128x128Gather = 12,
+  kSpmmMma64x64Window = 13,
+  kSpmmMma64x64Gather = 14,
+  kSpmmMma128x256Window = 15,
   kSpmmT4x16 = 21,
   kSpmmT2x16 = 22,
   kSpmmT1x16 = 23,
@@ -71,6 +76,7 @@ struct Config {
   int32_t split;           // blocks that share one tile's reduction through the workspace
   int32_t groups_in_tile;  // groups that block_cols columns touch at most
   bool shared_group;       // all columns of one thread lie in one group
+  int32_t group_cols;      // tensor cores of a warp: columns that surely lie in one group; else 0
   int32_t row_warps;       // spmm_t: warps along rows, and the windows of each warp
   int32_t warp_windows;
   int32_t warp_kept;     // spmm_t: slots that a warp multiplies at a time
@@ -116,6 +122,34 @@ using SpmmLarge = SpmmTile<128, 128, 8, 8, 2>;
 // 6 vectors from shared memory for 128 multiplications instead of 4 for 64, at half the warps.
 using SpmmMedium = SpmmTile<64, 64, 8, 4, 4>;
 using SpmmSmall = SpmmTile<32, 32, 4, 4, 8>;
+
+// spmm on the tensor cores of a warp. What a warp reads of shared memory for its columns of one
+// group is a row of x for each slot: a wide warp reads less of x, a tall one less of the values,
+// and a square one, which needs groups of 64 columns, the least of both.
+template <int kBlockRows_, int kBlockCols_, int kWarpRows_, int kWarpCols_, int kMinBlocks_>
+struct SpmmMmaTile {
+  static constexpr int kBlockRows = kBlockRows_;
+  static constexpr int kBlockCols = kBlockCols_;
+  static constexpr int kWarpRows = kWarpRows_;
+  static constexpr int kWarpCols = kWarpCols_;
+  static constexpr int kMinBlocks = kMinBlocks_;
+  static constexpr int kRowWarps = kBlockRows / kWarpRows;
+  static constexpr int kThreads = 32 * kRowWarps * (kBlockCols / kWarpCols);
+  static_assert(kBlockRows % kWarpRows == 0, "block rows must be whole warp tiles");
+  static_assert(kBlockCols % kWarpCols == 0, "block columns must be whole warp tiles");
+  static_assert(kWarpRows % 32 == 0 && kWarpCols % 32 == 0, "results are stored 32 x 32 at a time");
+};
+template <bool kSquare>
+using SpmmMmaWide = SpmmMmaTile<128, 256, kSquare ? 64 : 128, kSquare ? 64 : 32, 1>;
+template <bool kSquare>
+using SpmmMmaLarge = SpmmMmaTile<128, 128, kSquare ? 64 : 128, kSquare ? 64 : 32, 2>;
+using SpmmMmaSmall = SpmmMmaTile<64, 64, 32, 32, 3>;
+
+// Its results pass through shared memory in pieces of 32 x 32, a piece of each warp at a time, so
+// that they are stored along the axis that is contiguous. Lines are padded by a vector.
+constexpr int32_t kMmaPiece = 32;
+constexpr int32_t kMmaPieceStride = kMmaPiece + 4;
+constexpr int32_t kMmaPieceBytes = kMmaPiece * kMmaPieceStride * 4;
 
 // sddmm. A warp has 4 lanes along slots and 8 along columns.
 template <int kBlockKept_, int kBlockCols_, int kThreadKept_, int kThreadCols_, int kMinBlocks_>
@@ -185,9 +219,12 @@ struct SharedLayout {
   int64_t bytes;
 };
 
+constexpr int32_t kMmaSlots = 16;  // slots of a product of tensor cores, or of two in TF32
+
 // Slots per group in a table of decoded indices.
 constexpr int32_t TableSlots(Op op, const Config& c) {
-  return op == Op::kSpmm ? RoundUp(c.block_kept, kSlotUnroll) : c.block_kept;
+  if (op != Op::kSpmm) return c.block_kept;
+  return RoundUp(c.block_kept, c.group_cols > 0 ? kMmaSlots : kSlotUnroll);
 }
 
 constexpr int32_t TableCount(int32_t stages) { return stages == 1 ? 1 : stages + 1; }
@@ -211,13 +248,18 @@ constexpr SharedLayout MakeSharedLayout(Op op, const Config& c, int32_t m, int32
   const bool window = c.staging == Staging::kWindow;
   if (op == Op::kSpmm) {
     const int32_t slots = TableSlots(op, c);
-    s.first_stride = PaddedRowBytes(c.block_rows, element_bytes);
+    // For tensor cores the 16-byte units of a line change places instead.
+    s.first_stride = c.group_cols > 0 ? c.block_rows * element_bytes
+                                      : PaddedRowBytes(c.block_rows, element_bytes);
     // In window mode one more row, always zero, is what the slots that hold nothing read.
     s.first_count = window ? c.block_windows * m + 1 : c.groups_in_tile * slots;
     s.second_count = slots;
     s.table_bytes = RoundUp(c.groups_in_tile * slots * (window ? 2 : 4), 16);
     s.tables = TableCount(c.stages);
-    return FinishLayout(s, c.stages, int64_t{slots} * c.block_cols * element_bytes, 0);
+    s = FinishLayout(s, c.stages, int64_t{slots} * c.block_cols * element_bytes, 0);
+    const int64_t pieces = c.group_cols > 0 ? int64_t{c.threads} / 32 * kMmaPieceBytes : 0;
+    if (s.bytes < pieces) s.bytes = pieces;
+    return s;
   }
   if (op == Op::kSpmmT) {
     const int32_t warps_along_windows = c.threads / 32 / c.row_warps;

@@ -7,6 +7,7 @@
 #include "launch_hopper.h"
 #include "reduce.cuh"
 #include "tuning_hopper.h"
+#include "tuning_mma.h"
 
 namespace jax_nm {
 namespace {
@@ -14,14 +15,16 @@ namespace {
 constexpr int64_t kMaxGrid = (int64_t{1} << 31) - 1;
 constexpr int64_t kReduceBlocks = 4096;
 
-KernelTable TableOf(Op op, DType dtype) {
+KernelTable TableOf(const Problem& p, const Config& config) {
   using Make = KernelTable (*)();
   constexpr Make kTables[3][3] = {
       {SpmmFloat32, SpmmBFloat16, SpmmFloat16},
       {SpmmTFloat32, SpmmTBFloat16, SpmmTFloat16},
       {SddmmFloat32, SddmmBFloat16, SddmmFloat16},
   };
-  return kTables[static_cast<int>(op)][static_cast<int>(dtype)]();
+  constexpr Make kMmaTables[3] = {SpmmMmaFloat32, SpmmMmaBFloat16, SpmmMmaFloat16};
+  const int dtype = static_cast<int>(p.dtype);
+  return IsMma(config.kernel) ? kMmaTables[dtype]() : kTables[static_cast<int>(p.op)][dtype]();
 }
 
 #ifdef JAX_NM_HAVE_SM90A
@@ -36,10 +39,10 @@ KernelTable HopperTableOf(const Problem&) { return {nullptr, 0}; }
 
 // Null if there is none: `Choose` rules that out.
 KernelEntry* FindEntry(const Problem& p, const Config& config) {
-  const KernelTable table = IsHopper(config.kernel) ? HopperTableOf(p) : TableOf(p.op, p.dtype);
+  const KernelTable table = IsHopper(config.kernel) ? HopperTableOf(p) : TableOf(p, config);
   for (int32_t i = 0; i < table.count; ++i) {
     KernelEntry& entry = table.entries[i];
-    if (entry.kernel == config.kernel && entry.shared_group == config.shared_group) return &entry;
+    if (entry.kernel == config.kernel && entry.variant == VariantOf(config)) return &entry;
   }
   return nullptr;
 }
@@ -98,6 +101,9 @@ cudaError_t Launch(const Problem& p, const Config& config, const Buffers& b, cud
   if (entry == nullptr) return cudaErrorInvalidDeviceFunction;
   if (IsHopper(config.kernel)) return LaunchHopper(p, config, entry->function, b, stream);
   KernelArgs args = MakeKernelArgs(p, config, b);
+  if (IsMma(config.kernel) && !(args.first_vector && args.second_vector)) {
+    return cudaErrorMisalignedAddress;
+  }
   const int64_t tiles = p.batch * args.outer_tiles * args.inner_tiles * config.split;
   void* parameters[] = {&args};
   for (; args.first_tile < tiles; args.first_tile += kMaxGrid) {

@@ -17,15 +17,15 @@ template <class T>
 KernelTable SpmmTable() {
   constexpr Staging kWindow = Staging::kWindow, kGather = Staging::kGather;
   static KernelEntry entries[] = {
-      {KernelId::kSpmm128x128Window, true, SpmmFunction<T, SpmmLarge, kWindow, true>()},
-      {KernelId::kSpmm128x128Window, false, SpmmFunction<T, SpmmLarge, kWindow, false>()},
-      {KernelId::kSpmm128x128Gather, true, SpmmFunction<T, SpmmLarge, kGather, true>()},
-      {KernelId::kSpmm64x64Window, true, SpmmFunction<T, SpmmMedium, kWindow, true>()},
-      {KernelId::kSpmm64x64Window, false, SpmmFunction<T, SpmmMedium, kWindow, false>()},
-      {KernelId::kSpmm64x64Gather, true, SpmmFunction<T, SpmmMedium, kGather, true>()},
-      {KernelId::kSpmm32x32Window, true, SpmmFunction<T, SpmmSmall, kWindow, true>()},
-      {KernelId::kSpmm32x32Window, false, SpmmFunction<T, SpmmSmall, kWindow, false>()},
-      {KernelId::kSpmm32x32Gather, true, SpmmFunction<T, SpmmSmall, kGather, true>()},
+      {KernelId::kSpmm128x128Window, 1, SpmmFunction<T, SpmmLarge, kWindow, true>()},
+      {KernelId::kSpmm128x128Window, 0, SpmmFunction<T, SpmmLarge, kWindow, false>()},
+      {KernelId::kSpmm128x128Gather, 1, SpmmFunction<T, SpmmLarge, kGather, true>()},
+      {KernelId::kSpmm64x64Window, 1, SpmmFunction<T, SpmmMedium, kWindow, true>()},
+      {KernelId::kSpmm64x64Window, 0, SpmmFunction<T, SpmmMedium, kWindow, false>()},
+      {KernelId::kSpmm64x64Gather, 1, SpmmFunction<T, SpmmMedium, kGather, true>()},
+      {KernelId::kSpmm32x32Window, 1, SpmmFunction<T, SpmmSmall, kWindow, true>()},
+      {KernelId::kSpmm32x32Window, 0, SpmmFunction<T, SpmmSmall, kWindow, false>()},
+      {KernelId::kSpmm32x32Gather, 1, SpmmFunction<T, SpmmSmall, kGather, true>()},
   };
   return {entries, static_cast<int32_t>(sizeof(entries) / sizeof(entries[0]))};
 }
@@ -39,10 +39,10 @@ const void* SpmmTFunction() {
 template <class T>
 KernelTable SpmmTTable() {
   static KernelEntry entries[] = {
-      {KernelId::kSpmmT4x16, false, SpmmTFunction<T, SpmmT4x16>()},
-      {KernelId::kSpmmT2x16, false, SpmmTFunction<T, SpmmT2x16>()},
-      {KernelId::kSpmmT1x16, false, SpmmTFunction<T, SpmmT1x16>()},
-      {KernelId::kSpmmT4x8, false, SpmmTFunction<T, SpmmT4x8>()},
+      {KernelId::kSpmmT4x16, 0, SpmmTFunction<T, SpmmT4x16>()},
+      {KernelId::kSpmmT2x16, 0, SpmmTFunction<T, SpmmT2x16>()},
+      {KernelId::kSpmmT1x16, 0, SpmmTFunction<T, SpmmT1x16>()},
+      {KernelId::kSpmmT4x8, 0, SpmmTFunction<T, SpmmT4x8>()},
   };
   return {entries, static_cast<int32_t>(sizeof(entries) / sizeof(entries[0]))};
 }
@@ -56,14 +56,14 @@ const void* SddmmFunction() {
 template <class T>
 KernelTable SddmmTable() {
   static KernelEntry entries[] = {
-      {KernelId::kSddmm64x128Window, true, SddmmFunction<T, SddmmLarge, true>()},
-      {KernelId::kSddmm64x128Window, false, SddmmFunction<T, SddmmLarge, false>()},
-      {KernelId::kSddmm64x128Gather, true, SddmmFunction<T, SddmmLarge, true>()},
-      {KernelId::kSddmm64x128Gather, false, SddmmFunction<T, SddmmLarge, false>()},
-      {KernelId::kSddmm32x32Window, true, SddmmFunction<T, SddmmSmall, true>()},
-      {KernelId::kSddmm32x32Window, false, SddmmFunction<T, SddmmSmall, false>()},
-      {KernelId::kSddmm32x32Gather, true, SddmmFunction<T, SddmmSmall, true>()},
-      {KernelId::kSddmm32x32Gather, false, SddmmFunction<T, SddmmSmall, false>()},
+      {KernelId::kSddmm64x128Window, 1, SddmmFunction<T, SddmmLarge, true>()},
+      {KernelId::kSddmm64x128Window, 0, SddmmFunction<T, SddmmLarge, false>()},
+      {KernelId::kSddmm64x128Gather, 1, SddmmFunction<T, SddmmLarge, true>()},
+      {KernelId::kSddmm64x128Gather, 0, SddmmFunction<T, SddmmLarge, false>()},
+      {KernelId::kSddmm32x32Window, 1, SddmmFunction<T, SddmmSmall, true>()},
+      {KernelId::kSddmm32x32Window, 0, SddmmFunction<T, SddmmSmall, false>()},
+      {KernelId::kSddmm32x32Gather, 1, SddmmFunction<T, SddmmSmall, true>()},
+      {KernelId::kSddmm32x32Gather, 0, SddmmFunction<T, SddmmSmall, false>()},
   };
   return {entries, static_cast<int32_t>(sizeof(entries) / sizeof(entries[0]))};
 }

@@ -11,10 +11,16 @@ namespace jax_nm {
 
 struct KernelEntry {
   KernelId kernel;
-  bool shared_group;
+  int32_t variant;                    // see VariantOf
   const void* function;               // void(KernelArgs); of Hopper void(HopperMaps, HopperArgs)
   std::atomic<uint64_t> prepared{0};  // bit d: set up on device d
 };
+
+// What a kernel is compiled for besides its tile: whether a thread's columns share a group, or how
+// many of a warp's surely do.
+constexpr int32_t VariantOf(const Config& c) {
+  return c.group_cols > 0 ? c.group_cols : c.shared_group ? 1 : 0;
+}
 
 struct KernelTable {
   KernelEntry* entries;
@@ -24,6 +30,9 @@ struct KernelTable {
 KernelTable SpmmFloat32();
 KernelTable SpmmBFloat16();
 KernelTable SpmmFloat16();
+KernelTable SpmmMmaFloat32();
+KernelTable SpmmMmaBFloat16();
+KernelTable SpmmMmaFloat16();
 KernelTable SpmmTFloat32();
 KernelTable SpmmTBFloat16();
 KernelTable SpmmTFloat16();

@@ -9,11 +9,9 @@
 
 #include <cstdint>
 
-namespace jax_nm::ptx {
+#include "ptx.cuh"
 
-__device__ __forceinline__ uint32_t SharedAddress(const void* pointer) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
-}
+namespace jax_nm::ptx {
 
 // ---- Barriers in shared memory ----
 

@@ -6,6 +6,7 @@
 #include "kernel_args.h"
 #include "tuning_cost.h"
 #include "tuning_hopper.h"
+#include "tuning_mma.h"
 
 namespace jax_nm {
 namespace {
@@ -95,6 +96,11 @@ Config BaseConfig(const KernelInfo& kernel, int32_t element_bytes) {
     case KernelId::kSddmm32x32Gather:
       return SddmmConfig<SddmmSmall>(kernel, element_bytes);
     case KernelId::kAuto:
+    case KernelId::kSpmmMma128x128Window:
+    case KernelId::kSpmmMma128x128Gather:
+    case KernelId::kSpmmMma64x64Window:
+    case KernelId::kSpmmMma64x64Gather:
+    case KernelId::kSpmmMma128x256Window:
     case KernelId::kSpmmHopper256x128:
     case KernelId::kSpmmHopper128x128:
     case KernelId::kSpmmHopper256x64x2:
@@ -118,23 +124,27 @@ Config BaseConfig(const KernelInfo& kernel, int32_t element_bytes) {
 void Finish(const Problem& p, Config& c) {
   const int32_t length = EffectiveVectorLength(p);
   c.groups_in_tile = UnitsTouched(c.block_cols, length);
-  c.shared_group = p.op != Op::kSpmmT && length % c.thread_cols == 0;
+  c.shared_group = p.op != Op::kSpmmT && c.group_cols == 0 && length % c.thread_cols == 0;
   c.shared_bytes = MakeSharedLayout(p.op, c, p.m, ByteWidth(p.dtype)).bytes;
 }
 
 // Everything about a configuration except stages and split.
 std::vector<Config> Shapes(const Problem& p, const KernelInfo& kernel) {
   std::vector<Config> shapes;
-  const Config base = BaseConfig(kernel, ByteWidth(p.dtype));
+  const bool mma = IsMma(kernel.id);
+  const Config base = mma ? MmaConfig(p, kernel) : BaseConfig(kernel, ByteWidth(p.dtype));
   if (p.op == Op::kSpmm && kernel.staging == Staging::kWindow) {
-    for (int32_t windows = 1; windows == 1 || windows * p.n <= 64; windows *= 2) {
+    const int32_t most = mma ? 128 : 64;
+    for (int32_t windows = 1; windows == 1 || windows * p.n <= most; windows *= 2) {
       Config c = base;
       c.block_windows = windows;
       c.block_kept = windows * p.n;
       shapes.push_back(c);
     }
   } else if (p.op == Op::kSpmm) {
-    for (int32_t slots : {8, 16, 32}) {
+    for (int32_t slots : {8, 16, 32, 64, 128}) {
+      // Each family where it has whole products, and where longer steps were found to pay.
+      if (mma ? slots < kMmaSlots : slots > 32) continue;
       Config c = base;
       c.block_kept = slots;
       c.block_windows = UnitsTouched(slots, p.n);
@@ -180,6 +190,9 @@ Verdict CheckKernel(const Problem& p, const Device& device, const KernelInfo& ke
     if (!device.wgmma) return Verdict::kWgmma;
     return HopperReason(p, kernel.id).empty() ? Verdict::kChosen : Verdict::kHopper;
   }
+  if (IsMma(kernel.id)) {
+    return MmaReason(p, kernel.id).empty() ? Verdict::kChosen : Verdict::kMma;
+  }
   const int32_t thread_cols = BaseConfig(kernel, ByteWidth(p.dtype)).thread_cols;
   if (p.op == Op::kSpmm && kernel.staging == Staging::kGather &&
       EffectiveVectorLength(p) % thread_cols != 0) {
@@ -216,7 +229,8 @@ Candidate BestOf(const Problem& p, const Device& device, const KernelInfo& kerne
       for (int32_t split : kSplits) {
         if (split > 1 && (split > steps || split * partial_bytes > workspace_bytes)) break;
         c.split = split;
-        const double cycles = EstimateCycles(p, device, c);
+        const double cycles =
+            IsMma(kernel.id) ? MmaCycles(p, device, c) : EstimateCycles(p, device, c);
         if (best.verdict != Verdict::kChosen || cycles < best.cycles) {
           best = {&kernel, Verdict::kChosen, c, cycles};
         }
@@ -231,10 +245,12 @@ Candidate BestOf(const Problem& p, const Device& device, const KernelInfo& kerne
 // generic kernels took up to 1.6 times the estimate, and at 1024 rows a step of the Hopper kernel
 // 0.8 of it. With enough tiles there is no doubt: 8:32 at 4096^3, L = 128, in bfloat16 takes
 // 0.98 ms by the best generic kernel and 0.066 ms by the Hopper kernel.
-constexpr double kHopperDoubt = 2.0;
+constexpr double kTensorCoreDoubt = 2.0;
 
 double Rank(const Candidate& candidate) {
-  return IsHopper(candidate.kernel->id) ? candidate.cycles / kHopperDoubt : candidate.cycles;
+  return IsHopper(candidate.kernel->id) || IsMma(candidate.kernel->id)
+             ? candidate.cycles / kTensorCoreDoubt
+             : candidate.cycles;
 }
 
 std::string Kilobytes(int64_t bytes) { return std::to_string(CeilDiv64(bytes, 1024)) + " KB"; }
@@ -364,6 +380,8 @@ std::string Reason(const Problem& p, const Choice& choice, const Candidate& cand
              std::to_string(choice.device.arch);
     case Verdict::kHopper:
       return HopperReason(p, candidate.kernel->id);
+    case Verdict::kMma:
+      return MmaReason(p, candidate.kernel->id);
   }
   return "";
 }

@@ -54,6 +54,7 @@ enum class Verdict {
   kSharedMemory,   // no configuration fits
   kWgmma,          // the device has no wgmma, or the build no code for it
   kHopper,         // what the Hopper kernels need of a problem, see HopperReason
+  kMma,            // the same of those for the tensor cores of a warp, see MmaReason
 };
 
 struct Candidate {

@@ -28,6 +28,7 @@ nb::dict ToDict(const Config& c) {
     d["shared_tiles"] = c.shared_tiles;
     d["cluster"] = c.cluster;
   } else {
+    // Of a warp where it is the warp that has the tensor cores.
     d["thread_rows"] = c.thread_rows;
     d["thread_cols"] = c.thread_cols;
     d["thread_kept"] = c.thread_kept;
@@ -37,6 +38,7 @@ nb::dict ToDict(const Config& c) {
   d["split"] = c.split;
   d["groups_in_tile"] = c.groups_in_tile;
   d["shared_group"] = c.shared_group;
+  if (c.group_cols > 0) d["group_cols"] = c.group_cols;
   d["shared_bytes"] = c.shared_bytes;
   return d;
 }

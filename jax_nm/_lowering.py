@@ -356,7 +356,7 @@ def _ffi(
         "sddmm": (x_order, y_order, weight_order),
     }[op]
 
-    if pads_values(op, platform, dtype, cols, pattern, x_fm, y_fm):
+    if pads_values(op, platform, dtype, cols, spec, x_fm):
         second = jnp.pad(second, ((0, 0), (0, 0), (0, -cols % 8)))
 
     operands = [first, second, indices]
@@ -446,24 +446,18 @@ def row_padding(
 
 
 def pads_values(
-    op: str,
-    platform: str | None,
-    dtype: Any,
-    cols: int,
-    pattern: Pattern,
-    x_fm: bool,
-    y_fm: bool,
+    op: str, platform: str | None, dtype: Any, cols: int, spec: Spec, x_fm: bool
 ) -> bool:
     """Whether rows of values are padded to 16 bytes, to reach the tensor cores.
 
-    The kernels for Hopper fetch values by TMA, whose rows begin at multiples of 16
-    bytes. One copy of the weight costs less than the kernels that need no alignment.
+    Their kernels fetch values 16 bytes at a time. One copy of the weight costs less
+    than the kernels that need no alignment.
     """
-    long_vectors = pattern.vector_length % 64 == 0 or pattern.vector_length >= cols
-    aligned = cols % 8 == 0
-    half = np.dtype(dtype).itemsize == 2
+    length = spec.pattern.vector_length
+    tensor_cores = np.dtype(dtype).itemsize == 2 or not spec.highest
+    groups = length % 8 == 0 or length >= cols
     on_gpu = op == "spmm" and platform == "cuda"
-    return on_gpu and half and x_fm and y_fm and long_vectors and not aligned
+    return on_gpu and tensor_cores and x_fm and groups and cols % 8 != 0
 
 
 def problem_arguments(
@@ -499,7 +493,7 @@ def problem_arguments(
         spec.arch,
         activation or "",
         has_bias,
-        pads_values(op, "cuda", dtype, cols, pattern, x_fm, y_fm),
+        pads_values(op, "cuda", dtype, cols, spec, x_fm),
     )
 
 

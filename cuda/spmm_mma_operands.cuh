@@ -1,0 +1,276 @@
+// What a block of spmm on the tensor cores of a warp stages for one step: x for some slots (whole
+// windows, or gathered rows), the values of those slots, and a table that says where each slot's
+// row of x is. Global memory is read in whole, aligned 16-byte units.
+//
+// Copies and index decoding are work of the warps that multiply, so what they cost is time in which
+// tensor cores wait: whatever does not change from step to step is computed once, and the copies of
+// a step that lies wholly inside the matrix check nothing.
+#pragma once
+
+#include <type_traits>
+
+#include "kernel_args.h"
+#include "ptx.cuh"
+
+namespace jax_nm {
+
+// Lines of whole 128 bytes whose 16-byte units change places, unit u to u ^ Swizzle(line): what is
+// read at once, the same unit of eight consecutive lines (in float32 two units of four), lies in
+// different banks. Of lines picked from a window about two in eight meet.
+template <class T>
+struct SwizzledLines {
+  static constexpr int32_t kPeriod = 16 / static_cast<int32_t>(sizeof(T));
+  static __device__ __forceinline__ int32_t Swizzle(int32_t line) {
+    return sizeof(T) == 4 ? line % 4 * 2 : line % 8;
+  }
+  static __device__ __forceinline__ int32_t Offset(int32_t line, int32_t byte, int32_t stride) {
+    return line * stride + (byte ^ Swizzle(line) * 16);
+  }
+};
+
+template <class Traits>
+struct SpmmMmaOperands {
+  using T = typename Traits::T;
+  using Tile = typename Traits::Tile;
+  using Lines = SwizzledLines<T>;
+  static constexpr bool kWindow = Traits::kStaging == Staging::kWindow;
+  // Windows: where the slot's line begins in its stage, in 16-byte units, swizzled. Gathering: the
+  // feature that is copied, or -1.
+  using TableEntry = std::conditional_t<kWindow, uint16_t, int32_t>;
+
+  static constexpr int kElement = sizeof(T);
+  static constexpr int kRowStride = Tile::kBlockRows * kElement;
+  static constexpr int kValueStride = Tile::kBlockCols * kElement;
+  // A thread copies one unit of every kPass-th line.
+  static constexpr int kXPass = Tile::kThreads * 16 / kRowStride;
+  static constexpr int kValuePass = Tile::kThreads * 16 / kValueStride;
+  static constexpr int kXCopies = kMmaSlots / kXPass;  // of kMmaSlots lines
+  static constexpr int kValueCopies = kMmaSlots / kValuePass;
+  static_assert(kRowStride % 128 == 0 && kValueStride % 128 == 0,
+                "Units change places within 128 bytes");
+  static_assert(kXPass % Lines::kPeriod == 0 && kValuePass % Lines::kPeriod == 0,
+                "A thread copies lines that are swizzled alike");
+  static_assert(kMmaSlots % kXPass == 0 && kMmaSlots % kValuePass == 0,
+                "All threads copy the same number of lines of kMmaSlots");
+
+  // A thread's share of the copies: its first line, that line's place in a stage, and its rows of x
+  // or columns of the values, of which there are none beyond the matrix.
+  struct Copies {
+    int32_t line;
+    uint32_t place;
+    const unsigned char* source;
+    int32_t bytes;
+  };
+  // An entry of the table that a thread decodes in every step. Two, enough for groups of 32 columns
+  // in steps of 64 slots, are remembered; `slot` is beyond all slots if there is none.
+  struct Entry {
+    const uint8_t* index;  // of step 0
+    int32_t slot;          // of the step
+    int32_t line;          // windows: the first line of the slot's window
+    uint32_t place;        // in the table
+  };
+  static constexpr int kEntries = 2;
+  static constexpr int32_t kNoSlot = 1 << 30;
+
+  const KernelArgs& args;
+  TileCoordinates tile;
+  const uint8_t* indices;
+  int32_t table_slots;  // slots per group in a table
+  int32_t row0, col0;   // of the block
+  int32_t first_group;
+  uint32_t base;  // the shared address of stage 0
+  Copies x, values;
+  Entry entries[kEntries];
+  uint8_t fetched[kEntries];
+
+  __device__ __forceinline__ SpmmMmaOperands(const KernelArgs& a, const void* shared)
+      : args(a),
+        tile(LocateTile(a.first_tile + blockIdx.x, a.outer_tiles, a.inner_tiles, a.config.split)) {
+    indices = a.indices + tile.batch * a.groups * a.kept;
+    table_slots = TableSlots(Op::kSpmm, a.config);
+    row0 = tile.outer * Tile::kBlockRows;
+    col0 = tile.inner * Tile::kBlockCols;
+    first_group = col0 / a.vector_length;
+    base = ptx::SharedAddress(shared);
+    ptx::KeepInRegister(base);
+    x = MakeCopies<kRowStride>(static_cast<const T*>(a.first) + tile.batch * a.rows * a.depth, row0,
+                               a.rows);
+    values = MakeCopies<kValueStride>(
+        static_cast<const T*>(a.second) + tile.batch * a.kept * a.values_cols, col0, a.values_cols);
+#pragma unroll
+    for (int q = 0; q < kEntries; ++q) entries[q] = MakeEntry(threadIdx.x + q * Tile::kThreads);
+  }
+
+  template <int kStride>
+  __device__ __forceinline__ static Copies MakeCopies(const T* matrix, int32_t first,
+                                                      int32_t length) {
+    constexpr int kUnits = kStride / 16, kUnit = 16 / kElement;
+    const int32_t line = threadIdx.x / kUnits, unit = threadIdx.x % kUnits;
+    const int32_t element = first + unit * kUnit;
+    return {line, static_cast<uint32_t>(Lines::Offset(line, unit * 16, kStride)),
+            reinterpret_cast<const unsigned char*>(matrix + element), element < length ? 16 : 0};
+  }
+
+  // ---- The table of a step. ----
+
+  // Number i of the table's entries, group by group.
+  __device__ __forceinline__ Entry MakeEntry(int32_t i) const {
+    const int32_t group = args.by_table_slots.Quotient(i), slot = i - group * table_slots;
+    const bool there = i < args.config.groups_in_tile * table_slots &&
+                       first_group + group < args.groups && slot < args.config.block_kept;
+    // What a thread copies of kMmaSlots gathered lines lies together.
+    const int32_t within = slot % kMmaSlots;
+    const int32_t place = kWindow ? i : i - within + within % kXPass * kXCopies + within / kXPass;
+    return {indices + int64_t{first_group + group} * args.kept + slot, there ? slot : kNoSlot,
+            args.by_n.Quotient(slot) * args.m, static_cast<uint32_t>(place * sizeof(TableEntry))};
+  }
+
+  __device__ __forceinline__ int32_t EntryCount() const {
+    return args.config.groups_in_tile * table_slots;
+  }
+
+  __device__ __forceinline__ uint32_t Table(int32_t table) const {
+    return base + args.layout.table_offset + table * args.layout.table_bytes;
+  }
+
+  __device__ __forceinline__ bool IsValid(const Entry& entry, int32_t first_slot) const {
+    return entry.slot < args.valid_kept - first_slot;
+  }
+
+  __device__ __forceinline__ void Fetch(int32_t step) {
+    const int32_t first_slot = step * args.config.block_kept;
+#pragma unroll
+    for (int q = 0; q < kEntries; ++q) {
+      if (IsValid(entries[q], first_slot)) fetched[q] = __ldg(entries[q].index + first_slot);
+    }
+  }
+
+  __device__ __forceinline__ void Decode(int32_t step, int32_t table) const {
+    const int32_t first_slot = step * args.config.block_kept;
+    const uint32_t start = Table(table);
+    const int32_t count = EntryCount();
+#pragma unroll
+    for (int q = 0; q < kEntries; ++q) {
+      if (static_cast<int32_t>(threadIdx.x) + q * Tile::kThreads < count) {
+        DecodeEntry(entries[q], fetched[q], step, first_slot, start);
+      }
+    }
+    for (int32_t i = threadIdx.x + kEntries * Tile::kThreads; i < count; i += Tile::kThreads) {
+      const Entry entry = MakeEntry(i);
+      const uint8_t index = IsValid(entry, first_slot) ? __ldg(entry.index + first_slot) : 0;
+      DecodeEntry(entry, index, step, first_slot, start);
+    }
+  }
+
+  __device__ __forceinline__ void DecodeEntry(const Entry& entry, uint8_t index, int32_t step,
+                                              int32_t first_slot, uint32_t table) const {
+    const bool valid = IsValid(entry, first_slot);
+    if constexpr (kWindow) {
+      const int32_t first_feature = step * args.config.block_windows * args.m;
+      int32_t line = entry.line + min(int32_t{index}, args.m - 1);
+      line = min(line, args.depth - 1 - first_feature);
+      // The last line of a stage is always zero.
+      line = valid ? line : args.layout.first_count - 1;
+      ptx::StoreShared2(table + entry.place,
+                        static_cast<uint16_t>(Lines::Offset(line, 0, kRowStride) / 16));
+    } else {
+      const int32_t source = SourceOf(args, first_slot + entry.slot, index);
+      ptx::StoreShared4(table + entry.place, valid ? source : -1);
+    }
+  }
+
+  // ---- The copies of a step. ----
+
+  __device__ __forceinline__ uint32_t Stage(int32_t stage) const {
+    return base + stage * args.layout.stage_bytes;
+  }
+
+  // Slots of the step, rounded up to whole products: the surplus is zero.
+  __device__ __forceinline__ int32_t StepSlots(int32_t step) const {
+    const int32_t left = args.valid_kept - step * args.config.block_kept;
+    return RoundUp(min(left, args.config.block_kept), kMmaSlots);
+  }
+
+  // Windows: the last line of each stage stays zero. It is what slots that hold nothing read.
+  __device__ __forceinline__ void ClearZeroLines() const {
+    if constexpr (kWindow) {
+      for (int32_t stage = 0; stage < args.config.stages; ++stage) {
+        const uint32_t line = Stage(stage) + (args.layout.first_count - 1) * kRowStride;
+        for (int32_t i = threadIdx.x * 4; i < kRowStride; i += Tile::kThreads * 4) {
+          ptx::StoreShared4(line + i, 0);
+        }
+      }
+    }
+  }
+
+  __device__ __forceinline__ void Issue(int32_t step, int32_t stage, int32_t table) const {
+    const uint32_t lines = Stage(stage);
+    const int32_t first_slot = step * args.config.block_kept;
+    const int32_t valid_slots = min(args.config.block_kept, args.valid_kept - first_slot);
+    const uint32_t value_pitch = static_cast<uint32_t>(args.values_cols) * kElement;
+    const uint32_t pitch = static_cast<uint32_t>(args.rows) * kElement;
+    CopyLines<kValuePass, kValueStride, kValueCopies>(values, value_pitch, first_slot, valid_slots,
+                                                      table_slots,
+                                                      lines + args.layout.second_offset);
+    if constexpr (kWindow) {
+      const int32_t first_feature = step * args.config.block_windows * args.m;
+      const int32_t features = args.layout.first_count - 1;
+      CopyLines<kXPass, kRowStride, 4>(x, pitch, first_feature,
+                                       min(features, args.depth - first_feature), features, lines);
+    } else {
+      GatherLines(table, pitch, lines);
+    }
+  }
+
+  // `count` lines of a stage from consecutive lines of the matrix, of which `valid` are copied and
+  // the others zeroed.
+  template <int kPass, int kStride, int kBatch>
+  __device__ __forceinline__ static void CopyLines(const Copies& c, uint32_t pitch, int32_t first,
+                                                   int32_t valid, int32_t count, uint32_t lines) {
+    const unsigned char* source =
+        c.source + uint64_t{static_cast<uint32_t>(first + c.line)} * pitch;
+    uint32_t target = lines + c.place;
+    int32_t line = 0;
+#pragma unroll 1
+    for (; line + kBatch * kPass <= valid; line += kBatch * kPass) {
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        ptx::CopyAsync16(target + i * kPass * kStride, source + uint64_t{pitch} * (i * kPass),
+                         c.bytes);
+      }
+      source += uint64_t{pitch} * (kBatch * kPass);
+      target += kBatch * kPass * kStride;
+    }
+#pragma unroll 1
+    for (line += c.line; line < count; line += kPass) {
+      ptx::CopyAsync16(target, source, line < valid ? c.bytes : 0);
+      source += uint64_t{pitch} * kPass;
+      target += kPass * kStride;
+    }
+  }
+
+  // One line for each slot of each group.
+  __device__ __forceinline__ void GatherLines(int32_t table, uint32_t pitch, uint32_t lines) const {
+    uint32_t entry = Table(table) + x.line * kXCopies * sizeof(TableEntry);
+    uint32_t target = lines + x.place;
+    const uint32_t end = lines + args.layout.first_count * kRowStride;
+#pragma unroll 1
+    for (; target < end; target += kMmaSlots * kRowStride) {
+      int32_t features[kXCopies];
+      ptx::LoadShared(entry, features);
+#pragma unroll
+      for (int i = 0; i < kXCopies; ++i) {
+        const uint64_t offset = uint64_t{static_cast<uint32_t>(features[i])} * pitch;
+        ptx::CopyAsync16(target + i * kXPass * kRowStride, x.source + offset,
+                         features[i] >= 0 ? x.bytes : 0);
+      }
+      entry += kMmaSlots * sizeof(TableEntry);
+    }
+  }
+
+  __device__ __forceinline__ int32_t GroupOf(int32_t column) const {
+    return args.by_vector_length.Quotient(col0 + column) - first_group;
+  }
+};
+
+}  // namespace jax_nm
