@@ -339,7 +339,7 @@ std::string Reason(const Problem& p, const Choice& choice, const Candidate& cand
     case Verdict::kChosen: {
       const TileCounts tiles = Tiles(p, c);
       const int64_t blocks = p.batch * tiles.outer * tiles.inner * c.split;
-      return (p.kernel != 0 ? "asked for by its id; " : "the fastest by estimate, ") +
+      return (p.kernel != 0 ? "asked for; " : "the fastest by estimate, ") +
              Cycles(candidate.cycles) + ": " + std::to_string(blocks) +
              (IsHopper(c.kernel)
                   ? " tiles, walked by " + std::to_string(c.blocks) + " blocks" + Sharing(c)
@@ -400,7 +400,7 @@ int64_t WorkspaceBytes(const Problem& p) {
 }
 
 bool DensePays(const Problem& p, bool wgmma) {
-  if (p.op == Op::kSpmm || p.kernel != 0) return false;
+  if (p.kernel != 0) return false;
   const Choice choice = Choose(p, kDefaultArch, 0, wgmma, WorkspaceBytes(p));
   return choice.chosen.verdict == Verdict::kChosen &&
          DenseCycles(p, choice.device) < choice.chosen.cycles;

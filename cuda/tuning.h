@@ -84,8 +84,8 @@ std::string Reason(const Problem& p, const Choice& choice, const Candidate& cand
 int64_t WorkspaceBytes(const Problem& p);
 
 // Whether the product is faster by way of the dense weight or its dense gradient, with the dense
-// product of a library. Only for the products of the gradient: in spmm a NaN of x would reach
-// columns that do not read it. `wgmma` as for Choose.
+// product of a library, than by the kernel that Choose chooses. Never where a kernel is asked for
+// by its id. `wgmma` as for Choose.
 bool DensePays(const Problem& p, bool wgmma);
 
 // Groups only need to be told apart within `cols`: a vector as long as that or longer acts like a

@@ -12,7 +12,10 @@ namespace jax_nm {
 double EstimateCycles(const Problem& p, const Device& device, const Config& c);
 
 // The same of a product by way of a dense matrix: a pass over memory that expands the weight or
-// picks its kept slots, and the dense product.
+// picks its kept slots, the dense product, and the rounding of its sums.
 double DenseCycles(const Problem& p, const Device& device);
+
+// Cycles as time at a clock that is typical of the device.
+double Microseconds(const Device& device, double cycles);
 
 }  // namespace jax_nm

@@ -7,6 +7,7 @@
 
 #include "named_problem.h"
 #include "tuning.h"
+#include "tuning_cost.h"
 #include "tuning_hopper.h"
 
 namespace nb = nanobind;
@@ -56,14 +57,23 @@ nb::dict ChooseDict(const Problem& p, bool wgmma, int32_t num_sms) {
   d["kernel"] = choice.chosen.kernel->name;
   d["config"] = ToDict(choice.chosen.config);
   d["why"] = why;
+  d["predicted_us"] = Microseconds(choice.device, choice.chosen.cycles);
   d["rejected"] = rejected;
   d["workspace_bytes"] = workspace_bytes;
   return d;
 }
 
-nb::dict KernelIds() {
+double DenseMicroseconds(const Problem& p) {
+  const Device device = DeviceOf(p.arch != 0 ? p.arch : kDefaultArch, 0);
+  return Microseconds(device, DenseCycles(p, device));
+}
+
+nb::dict KernelIds(const std::string& op) {
   nb::dict ids;
-  for (const KernelInfo& kernel : Kernels()) ids[kernel.name] = static_cast<int32_t>(kernel.id);
+  for (const KernelInfo& kernel : Kernels()) {
+    if (!op.empty() && kernel.op != NamedOp(op)) continue;
+    ids[kernel.name] = static_cast<int32_t>(kernel.id);
+  }
   return ids;
 }
 
@@ -100,9 +110,12 @@ NB_MODULE(_tuning, m) {
   Define(m, "workspace_bytes", &WorkspaceBytes,
          "Bytes of the workspace that a problem's FFI call should get.");
   Define(m, "dense_pays", &DensePays,
-         "Whether a product of the gradient is faster by way of a dense matrix.",
+         "Whether a product is faster by way of a dense matrix than by the kernel chosen.",
          nb::arg("wgmma") = true);
-  m.def("kernels", &KernelIds, "Maps the name of each CUDA kernel to its id.");
+  Define(m, "dense_us", &DenseMicroseconds,
+         "The estimated time of a product by way of a dense matrix.");
+  m.def("kernels", &KernelIds, nb::arg("op") = "",
+        "Maps the name of each CUDA kernel, or of each one of an operation, to its id.");
 }
 
 }  // namespace

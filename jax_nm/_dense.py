@@ -1,24 +1,74 @@
-"""The products of the gradient by way of a dense matrix, where that is faster.
+"""The three products by way of a dense matrix, where that is faster.
 
-    spmm_t:  dx      = dy W^T             with the dense weight W, expanded for the call
+    spmm:    y       = x W                with the dense weight W, expanded for the call
+    spmm_t:  dx      = dy W^T
     sddmm:   dvalues = (x^T dy) at the kept positions
 
 XLA's own product is as fast as the GPU is; what is added is one pass over memory. Each
 element of W and of dvalues is a gather within its window, in which consecutive columns
-read consecutive elements. A NaN or Inf of dy makes its whole row of dx non-finite here.
-Matrices are [rows, ...] as in `_reference`; indices must not repeat within a window.
+read consecutive elements. A NaN or Inf of x or dy makes its whole row of y or dx
+non-finite here. Matrices are [rows, ...] as in `_reference`; indices must not repeat
+within a window.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jax_nm._pattern import Pattern
 from jax_nm._reference import accumulator
+
+# Beyond this many bytes of dense matrices the weights of a batch go one by one.
+MANY_BYTES = 1 << 30
+
+
+def mapped(
+    op: str,
+    first: Array,
+    second: Array,
+    indices: Array,
+    *,
+    pattern: Pattern,
+    depth: int,
+    highest: bool,
+) -> Array:
+    """One of the products for a batch of weights, the leading axis of all operands.
+
+    Every dense matrix takes its memory while its product lasts. Of how many there are,
+    a symbolic batch says nothing.
+    """
+    precision = jax.lax.Precision
+    fun = functools.partial(
+        {"spmm": spmm, "spmm_t": spmm_t, "sddmm": sddmm}[op],
+        pattern=pattern,
+        depth=depth,
+        precision=precision.HIGHEST if highest else precision.DEFAULT,
+    )
+    batch = first.shape[0]
+    known = isinstance(batch, (int, np.integer))
+    if known and 4 * batch * depth * second.shape[-1] <= MANY_BYTES:
+        return jax.vmap(fun)(first, second, indices)
+    return jax.lax.map(lambda operands: fun(*operands), (first, second, indices))
+
+
+def spmm(
+    x: Array,
+    values: Array,
+    indices: Array,
+    *,
+    pattern: Pattern,
+    depth: int,
+    precision: Any,
+) -> Array:
+    """[rows, depth], [kept, cols], [groups, kept] -> [rows, cols], unrounded."""
+    x, dense = _expand_beside(x, values, indices, pattern, depth)
+    return _product("rk,kc->rc", x, dense, precision)
 
 
 def spmm_t(
@@ -31,7 +81,7 @@ def spmm_t(
     precision: Any,
 ) -> Array:
     """[rows, cols], [kept, cols], [groups, kept] -> [rows, depth], unrounded."""
-    dense = expand(values, indices, pattern=pattern, depth=depth)
+    dy, dense = _expand_beside(dy, values, indices, pattern, depth)
     return _product("rc,kc->rk", dy, dense, precision)
 
 
@@ -52,6 +102,18 @@ def sddmm(
     picked = jnp.take_along_axis(windows, offsets, 1, mode="promise_in_bounds")
     kept = picked.reshape(pattern.kept(depth), -1)[:, :cols]
     return jnp.where(pattern.is_slot(depth)[:, None], kept, 0)
+
+
+def _expand_beside(
+    operand: Array, values: Array, indices: Array, pattern: Pattern, depth: int
+) -> tuple[Array, Array]:
+    """The dense weight for a product with `operand` alone.
+
+    Behind a barrier it is no common subexpression of two products. XLA would keep that
+    of the forward pass until the backward pass: a dense weight per layer.
+    """
+    operand, indices = jax.lax.optimization_barrier((operand, indices))
+    return operand, expand(values, indices, pattern=pattern, depth=depth)
 
 
 def expand(values: Array, indices: Array, *, pattern: Pattern, depth: int) -> Array:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from jax_nm._primitives import Spec
 
 try:
-    from jax_nm import _cpu, _tuning
+    from jax_nm import _choice, _cpu, _tuning
 except ImportError as error:
     raise ImportError(
         "jax_nm: the compiled modules are missing, so this is probably the source "
@@ -140,9 +140,17 @@ def spmm_fused(
 ) -> list[jax.Array]:
     """In one kernel where there is one; else XLA fuses what follows the sums."""
     epilogue = Epilogue(bias[0] if bias else None, activation, emit_sum)
+    sizes = _batch_and_rows(x, spec)
+    if _is_empty(*x.shape, *values.shape):
+        fused = False
+    elif goes_dense(
+        "spmm", platform, x.dtype, out_dtype, sizes, values.shape[-1], spec
+    ):
+        fused, spec = False, dataclasses.replace(spec, implementation="dense")
+    else:
+        fused = fuses(platform, x.dtype) and has_kernel(platform, x.dtype)
     operands = (x, values, indices, spec)
-    fused = fuses(platform, x.dtype) and has_kernel(platform, x.dtype)
-    if fused and not _is_empty(*x.shape, *values.shape):
+    if fused:
         return _call("spmm", platform, *operands, out_dtype, result_layout, epilogue)
     wide = _reference.accumulator(x.dtype)
     (sums,) = _call("spmm", platform, *operands, wide, result_layout)
@@ -156,6 +164,12 @@ def fuses(platform: str | None, dtype: Any) -> bool:
     On a CPU both cost little beside the product, and XLA's own code serves.
     """
     return platform == "cuda" and has_kernel_dtype(platform, dtype)
+
+
+def _batch_and_rows(first: jax.Array, spec: Spec) -> tuple[Any, Any]:
+    """The products of the weight's batch axes and of the lead axes."""
+    ndim = spec.batch_ndim
+    return math.prod(first.shape[:ndim]), math.prod(first.shape[ndim:-1])
 
 
 def _is_empty(*sizes: Any) -> bool:
@@ -177,7 +191,7 @@ def _call(
     batch = first.shape[:ndim]
     lead = first.shape[ndim:-1]
     # The lead axes are merged; sddmm has them on both operands and not on its result.
-    merged = (math.prod(batch), math.prod(lead))
+    merged = _batch_and_rows(first, spec)
     first = first.reshape(*merged, first.shape[-1])
     if op == "sddmm":
         second = second.reshape(*merged, second.shape[-1])
@@ -192,10 +206,23 @@ def _call(
         # An empty sum; XLA's CPU compiler cannot lay out its operands feature-major.
         return [jnp.zeros(shape, out_dtype)]
     dtype = np.dtype(first.dtype)
-    if not has_kernel(platform, dtype):
+    name = _choice.kernel_name(spec.implementation)
+    if name is not None:
+        _choice.check_built(name, platform, dtype, has_kernel(platform, dtype))
+    if goes_dense(op, platform, dtype, out_dtype, merged, second.shape[-1], spec):
+        results = [
+            _dense.mapped(
+                op,
+                first,
+                second,
+                indices,
+                pattern=spec.pattern,
+                depth=spec.depth,
+                highest=spec.highest,
+            )
+        ]
+    elif not has_kernel(platform, dtype):
         results = [_mapped_reference(op, first, second, indices, spec)]
-    elif dense_pays(op, platform, dtype, out_dtype, merged, second.shape[-1], spec):
-        results = [_mapped_dense(op, first, second, indices, spec)]
     else:
         results = _ffi(
             op,
@@ -248,6 +275,23 @@ def _mapped_reference(
     return jax.vmap(fun)(first, second, indices)
 
 
+def goes_dense(
+    op: str,
+    platform: str | None,
+    dtype: Any,
+    out_dtype: Any,
+    batch_and_rows: tuple[Any, Any],
+    cols: int,
+    spec: Spec,
+) -> bool:
+    """Whether a product that is not empty goes by way of a dense matrix."""
+    if spec.implementation is not None:
+        return spec.implementation == "dense"
+    if not has_kernel(platform, dtype):
+        return False
+    return dense_pays(op, platform, dtype, out_dtype, batch_and_rows, cols, spec)
+
+
 def dense_pays(
     op: str,
     platform: str | None,
@@ -258,19 +302,21 @@ def dense_pays(
     spec: Spec,
     wgmma: bool | None = None,
 ) -> bool:
-    """Whether a product of the gradient goes by way of a dense matrix.
+    """Whether a product is faster by way of a dense matrix, as far as one can know.
 
-    Decided when a program is lowered, for the GPU that is there, or else for Hopper.
-    Symbolic sizes are left to the kernels, which choose at run time.
+    Decided when a program is lowered, for the GPU that is there. Symbolic sizes, and
+    programs for a GPU that is not there, are left to the kernels, which choose at run
+    time.
     """
     batch, rows = batch_and_rows
-    if platform != "cuda" or op == "spmm" or _symbolic(batch) or _symbolic(rows):
+    if platform != "cuda" or _symbolic(batch) or _symbolic(rows):
+        return False
+    arch = spec.arch or _local_arch()
+    if arch == 0:
         return False
     x_fm, y_fm = layouts(platform, rows, None)
     if wgmma is None:
-        cuda = cuda_module()
-        wgmma = cuda is not None and cuda.has_wgmma()
-    arch = spec.arch or _local_arch()
+        wgmma = _has_wgmma()
     arguments = problem_arguments(
         op,
         dtype,
@@ -285,6 +331,11 @@ def dense_pays(
     return bool(_tuning.dense_pays(*(*arguments, wgmma)))
 
 
+def _has_wgmma() -> bool:
+    cuda = cuda_module()
+    return cuda is not None and cuda.has_wgmma()
+
+
 @functools.cache
 def _local_arch() -> int:
     """The compute capability of this process's first GPU, as 90 for 9.0; or 0."""
@@ -293,30 +344,6 @@ def _local_arch() -> int:
     except RuntimeError:
         return 0
     return int(str(device.compute_capability).replace(".", ""))
-
-
-def _mapped_dense(
-    op: str,
-    first: jax.Array,
-    second: jax.Array,
-    indices: jax.Array,
-    spec: Spec,
-) -> jax.Array:
-    # Every matrix takes its dense size of memory while its product lasts.
-    dense_bytes = 4 * first.shape[0] * spec.depth * second.shape[-1]
-    precision = jax.lax.Precision
-    fun = functools.partial(
-        getattr(_dense, op),
-        pattern=spec.pattern,
-        depth=spec.depth,
-        precision=precision.HIGHEST if spec.highest else precision.DEFAULT,
-    )
-    if dense_bytes <= _MANY_DENSE_BYTES:
-        return jax.vmap(fun)(first, second, indices)
-    return jax.lax.map(lambda operands: fun(*operands), (first, second, indices))
-
-
-_MANY_DENSE_BYTES = 1 << 30
 
 
 def _ffi(
@@ -330,6 +357,9 @@ def _ffi(
     result_layout: str | None,
     epilogue: Epilogue | None,
 ) -> list[jax.Array]:
+    name = _choice.kernel_name(spec.implementation)
+    if name is not None:
+        spec = dataclasses.replace(spec, kernel=_choice.kernel_ids()[name])
     batch, rows, _ = first.shape
     dtype = np.dtype(first.dtype)
     result_dtype = dtype if out_dtype == dtype else _reference.accumulator(dtype)
@@ -388,21 +418,20 @@ def _ffi(
     if platform == "cuda":
         size = 0
         if not _symbolic(rows) and not _symbolic(batch):
-            size = _tuning.workspace_bytes(
-                *problem_arguments(
-                    op,
-                    dtype,
-                    result_dtype,
-                    batch,
-                    rows + pad,
-                    cols,
-                    spec,
-                    x_fm,
-                    y_fm,
-                    activation,
-                    bias is not None,
-                )
+            problem = functools.partial(
+                problem_arguments,
+                *(op, dtype, result_dtype, batch, rows + pad, cols),
+                x_fm=x_fm,
+                y_fm=y_fm,
+                activation=activation,
+                has_bias=bias is not None,
             )
+            size = _tuning.workspace_bytes(*problem(spec))
+            if name is not None:
+                # Of a GPU that is not there, the kernel gets the benefit of the doubt.
+                arch = spec.arch or _local_arch()
+                there = dataclasses.replace(spec, arch=arch)
+                _choice.check_kernel(name, problem(there), not arch or _has_wgmma())
         results.append(jax.ShapeDtypeStruct((size,), np.uint8))
         result_orders.append((0,))
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_nm import _cpu, _lowering, _tuning
+from jax_nm import _choice, _cpu, _lowering, _tuning
 from jax_nm._array import NMArray
 from jax_nm._lowering import Epilogue
 from jax_nm._reference import accumulator
@@ -33,6 +33,8 @@ class Plan:
       config: Its configuration, as (name, value) pairs.
       why: The reason, in a sentence.
       rejected: (candidate, reason) for what was considered and turned down.
+      predicted_us: The estimated time on a GPU, in microseconds, or None.
+      dense_us: That of a product by way of a dense matrix, or None.
     """
 
     op: str
@@ -43,6 +45,13 @@ class Plan:
     config: tuple[tuple[str, Any], ...]
     why: str
     rejected: tuple[tuple[str, str], ...] = ()
+    predicted_us: float | None = None
+    dense_us: float | None = None
+
+    @property
+    def implementation(self) -> str:
+        """'dense', or 'sparse' for everything that reads the compressed weight."""
+        return "dense" if self.kernel == "dense" else "sparse"
 
     def __repr__(self) -> str:
         config = ", ".join(f"{name}={value}" for name, value in self.config)
@@ -52,6 +61,12 @@ class Plan:
             f"  kernel   {self.kernel}" + (f" ({config})" if config else ""),
             f"  why      {self.why}",
         ]
+        if self.predicted_us is not None and self.dense_us is not None:
+            other = f", {self.dense_us:.0f} us by way of a dense matrix"
+            lines.append(
+                f"  time     {self.predicted_us:.0f} us by estimate"
+                + (other if self.implementation == "sparse" else "")
+            )
         lines += [f"  not      {name}: {reason}" for name, reason in self.rejected]
         return "\n".join(lines)
 
@@ -67,6 +82,7 @@ def explain(
     precision: Any = None,
     preferred_element_type: Any = None,
     result_layout: str | None = None,
+    implementation: str | None = None,
 ) -> Plan:
     """The plan for ``spmm(x, w, ...)`` or for one of the products of its gradient.
 
@@ -78,13 +94,16 @@ def explain(
         for that with respect to ``w.values``.
       arch: 'cpu', or a CUDA compute capability as 90, 'sm_90' or '9.0', which need not
         be of this machine. By default that of JAX's default device.
-      bias, activation, precision, preferred_element_type, result_layout: As for `spmm`.
+      bias, activation, precision, preferred_element_type, result_layout,
+        implementation: As for `spmm`.
 
     Returns:
-      A `Plan`; its repr is meant to be read.
+      A `Plan`; its repr is meant to be read. Where 'sparse' or a kernel was asked for
+      and a dense product would be faster, `why` says so.
 
     Raises:
-      TypeError, ValueError: As `spmm`, and for an unknown `op` or `arch`.
+      TypeError, ValueError: As `spmm`, for an unknown `op` or `arch`, and for a kernel
+        that cannot compute the product there.
     """
     if op not in _lowering.OPS:
         raise ValueError(
@@ -99,7 +118,11 @@ def explain(
         preferred_element_type,
         result_layout,
         abstract=True,
+        implementation=implementation,
     )
+    if op != "spmm":
+        spec = options.spec.of_derivatives()
+        options = dataclasses.replace(options, spec=spec)
     bias = check_bias("explain", bias, x, w, abstract=True)
     activation = check_activation("explain", activation)
     platform, capability = _target(arch)
@@ -192,20 +215,30 @@ def _plan(
     if 0 in (batch, rows, spec.depth, cols):
         why = "the product is empty: XLA writes zeros and no kernel is called"
         return Plan(op, platform, platform, problem, "zeros", (), why)
-    if not _lowering.has_kernel_dtype(platform, dtype):
+    built = _lowering.has_kernel_dtype(platform, dtype)
+    cuda = _lowering.cuda_module()
+    missing = here and platform == "cuda" and cuda is None
+    name = _choice.kernel_name(spec.implementation)
+    if name is not None:
+        _choice.check_built(name, platform, dtype, built and not missing)
+        spec = dataclasses.replace(spec, kernel=_choice.kernel_ids()[name])
+    known = isinstance(rows, int) and isinstance(batch, int)
+    compared = platform == "cuda" and built and not missing and known
+    if spec.implementation == "dense" and not compared:
+        return Plan(op, platform, platform, problem, "dense", (), _ASKED_DENSE)
+    if not built:
         why = f"jax_nm has no {platform} kernels for {dtype.name}"
         return Plan(op, platform, platform, problem, "xla_reference", (), why)
-    cuda = _lowering.cuda_module()
-    if here and platform == "cuda" and cuda is None:
+    if missing:
         why = (
             "jax_nm was built without its CUDA kernels; reinstall with "
             "JAX_NM_CUDA=ON pip install ."
         )
         return Plan(op, platform, platform, problem, "xla_reference", (), why)
-    if not isinstance(rows, int):
+    if not known:
         why = "rows is symbolic: the kernel is chosen at run time from its size"
         arch = f"sm_{capability}" if platform == "cuda" else _cpu.isa()
-        return Plan(op, platform, arch, problem, "chosen at run time", (), why)
+        return Plan(op, platform, arch, problem, name or "chosen at run time", (), why)
     arguments = _lowering.problem_arguments(
         op,
         dtype,
@@ -221,23 +254,42 @@ def _plan(
     )
     if platform == "cpu":
         choice = _cpu.plan(*arguments[:12])
-        arch = _cpu.isa()
-    else:
-        wgmma = cuda.has_wgmma() if here and cuda is not None else True
-        choice = _tuning.choose(*(*arguments, wgmma))
-        arch = f"sm_{capability}"
-        there = dataclasses.replace(spec, arch=capability)
-        sizes = (batch, rows)
-        if _lowering.dense_pays(
-            op, platform, dtype, result_dtype, sizes, cols, there, wgmma
-        ):
-            why = (
-                "by estimate, XLA's dense product and a pass over the dense "
-                + ("weight" if op == "spmm_t" else "gradient")
-                + " take less time than the sparse kernels"
-            )
-            sparse = (choice["kernel"], choice["why"])
-            return Plan(op, platform, arch, problem, "dense", (), why, (sparse,))
+        return _kernel_plan(op, platform, _cpu.isa(), problem, choice)
+    wgmma = cuda.has_wgmma() if here and cuda is not None else True
+    arch = f"sm_{capability}"
+    if name is not None:
+        _choice.check_kernel(name, arguments, wgmma)
+    plan = _kernel_plan(
+        op, platform, arch, problem, _tuning.choose(*(*arguments, wgmma))
+    )
+    plan = dataclasses.replace(plan, dense_us=_tuning.dense_us(*arguments))
+    if spec.implementation == "dense":
+        return _dense_plan(plan, _ASKED_DENSE)
+    sizes, there = (batch, rows), dataclasses.replace(spec, arch=capability)
+    if spec.implementation is None and _lowering.dense_pays(
+        op, platform, dtype, result_dtype, sizes, cols, there, wgmma
+    ):
+        why = (
+            "by estimate, XLA's dense product and a pass over the dense "
+            + ("gradient" if op == "sddmm" else "weight")
+            + " take less time than the sparse kernels"
+        )
+        return _dense_plan(plan, why)
+    us, dense_us = plan.predicted_us, plan.dense_us
+    slower = us is not None and dense_us is not None and dense_us < us
+    if spec.implementation is not None and slower:
+        why = f"{plan.why}; a dense product is estimated to be faster, which "
+        why += f"implementation={spec.implementation!r} rules out"
+        return dataclasses.replace(plan, why=why)
+    return plan
+
+
+_ASKED_DENSE = "asked for by implementation='dense'"
+
+
+def _kernel_plan(
+    op: str, platform: str, arch: str, problem: str, choice: dict[str, Any]
+) -> Plan:
     return Plan(
         op,
         platform,
@@ -247,4 +299,17 @@ def _plan(
         tuple(choice["config"].items()),
         choice["why"],
         tuple((str(name), str(reason)) for name, reason in choice.get("rejected", ())),
+        choice.get("predicted_us"),
+    )
+
+
+def _dense_plan(sparse: Plan, why: str) -> Plan:
+    """In place of the kernel that would run otherwise."""
+    return dataclasses.replace(
+        sparse,
+        kernel="dense",
+        config=(),
+        why=why,
+        rejected=((sparse.kernel, sparse.why),),
+        predicted_us=sparse.dense_us,
     )

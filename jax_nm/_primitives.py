@@ -34,7 +34,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir, xla
 from jax.sharding import PartitionSpec
 
-from jax_nm import _lowering
+from jax_nm import _choice, _lowering
 from jax_nm._pattern import Pattern
 from jax_nm._reference import ACTIVATIONS, accumulator, finish
 
@@ -50,6 +50,7 @@ class Spec:
       highest: True for `Precision.HIGHEST`: true float32, cotangents not narrowed.
       kernel: Forces a kernel by its id; 0 lets the tuning function choose.
       arch: Chooses as that compute capability (times ten) would; 0 is the device's own.
+      implementation: None, 'sparse', 'dense' or a CUDA kernel of spmm, see `_choice`.
     """
 
     pattern: Pattern
@@ -58,6 +59,12 @@ class Spec:
     highest: bool = False
     kernel: int = 0
     arch: int = 0
+    implementation: str | None = None
+
+    def of_derivatives(self) -> Spec:
+        """The parameters of the products that differentiation adds to this one."""
+        implementation = _choice.of_derivatives(self.implementation)
+        return dataclasses.replace(self, implementation=implementation)
 
 
 def spmm(
@@ -83,7 +90,7 @@ def spmm_t(
 ) -> Array:
     """dx[r, source(g, j)] += sum over c in g of dy[r, c] * values[j, c].
 
-    On a GPU this may be a dense product: `_dense`.
+    This, like the other two, may be a dense product: `_dense`.
     """
     return spmm_t_p.bind(
         *_vary_alike(dy, values, indices), spec=spec, out_dtype=np.dtype(out_dtype)
@@ -307,11 +314,17 @@ def _matching(operand: Array, cotangent: Array, spec: Spec) -> tuple[Array, Arra
 
 
 def _bilinear_jvp(
-    bind: Callable, primals: Sequence[Array], tangents: Sequence[Any], **params: Any
+    bind: Callable,
+    primals: Sequence[Array],
+    tangents: Sequence[Any],
+    *,
+    spec: Spec,
+    **params: Any,
 ) -> tuple[Array, Any]:
     first, second, indices = primals
     first_dot, second_dot, _ = tangents
-    result = bind(first, second, indices, **params)
+    result = bind(first, second, indices, spec=spec, **params)
+    params["spec"] = spec.of_derivatives()
     terms = []
     if type(first_dot) is not ad.Zero:
         terms.append(bind(first_dot, second, indices, **params))
@@ -336,6 +349,8 @@ def _fused_jvp(
     x_dot, values_dot, _, *bias_dot = tangents
     bias_dot = [dot for dot in bias_dot if type(dot) is not ad.Zero]
     params: dict[str, Any] = {"spec": spec, "result_layout": result_layout}
+    bind = functools.partial(spmm_fused, *primals, activation=activation, **params)
+    params["spec"] = spec.of_derivatives()
     wide = accumulator(x.dtype)
 
     # The tangent of the sums is linear: the other primitives transpose it.
@@ -344,7 +359,6 @@ def _fused_jvp(
         terms.append(spmm(x_dot, values, indices, out_dtype=wide, **params))
     if type(values_dot) is not ad.Zero:
         terms.append(spmm(x, values_dot, indices, out_dtype=wide, **params))
-    bind = functools.partial(spmm_fused, *primals, activation=activation, **params)
     if not terms and not bias_dot:
         results = bind(out_dtype=out_dtype, emit_sum=emit_sum)
         zero: Any = ad.Zero
@@ -439,6 +453,7 @@ def _shard_like(aval: ShapedArray, cotangent: Array) -> Array:
 def _spmm_transpose(
     ct: Any, x: Any, values: Any, indices: Array, *, spec: Spec, **_: Any
 ) -> _Cotangents:
+    spec = spec.of_derivatives()
     return _transpose(
         ct,
         x,
@@ -452,6 +467,7 @@ def _spmm_transpose(
 def _spmm_t_transpose(
     ct: Any, dy: Any, values: Any, indices: Array, *, spec: Spec, **_: Any
 ) -> _Cotangents:
+    spec = spec.of_derivatives()
     return _transpose(
         ct,
         dy,
@@ -465,6 +481,7 @@ def _spmm_t_transpose(
 def _sddmm_transpose(
     ct: Any, x: Any, dy: Any, indices: Array, *, spec: Spec, **_: Any
 ) -> _Cotangents:
+    spec = spec.of_derivatives()
     return _transpose(
         ct,
         x,

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_nm import _primitives
+from jax_nm import _choice, _primitives
 from jax_nm._array import NMArray
 from jax_nm._checks import (
     check_array,
@@ -33,6 +33,7 @@ def spmm(
     precision: Any = None,
     preferred_element_type: Any = None,
     result_layout: str | None = None,
+    implementation: str | None = None,
 ) -> jax.Array:
     """The product with an N:M-sparse weight, in place of ``x @ W``.
 
@@ -46,10 +47,11 @@ def spmm(
     gradient of a named activation reads the sum in the dtype of the result, or
     unrounded under HIGHEST, on every platform.
 
-    Where a GPU has no kernel for them that is faster, the gradients for `x` and for
-    ``w.values`` are dense products (`explain` says where), which take the memory of a
-    dense weight. There, and on the tensor cores of Hopper, a NaN or Inf in a row of the
-    cotangent makes that whole row of the gradient for `x` non-finite, and elsewhere the
+    Where a GPU has no kernel that is faster, the product and its gradients for `x` and
+    ``w.values`` are dense products (`explain` says where), each of which takes the
+    memory of a dense weight while it lasts. There a NaN or Inf in a row of `x` or of
+    the cotangent makes that whole row of the result or of the gradient for `x`
+    non-finite; the latter also on the tensor cores of Hopper. Elsewhere it reaches the
     elements that read it. In bfloat16 those tensor cores also round each group's share
     of that gradient to bfloat16, except under HIGHEST.
 
@@ -68,13 +70,19 @@ def spmm(
         dtype of `x` and ``w.values``.
       result_layout: 'row' or 'feature': how the result should lie in memory, when its
         consumer is known to prefer one. It changes no value. By default it follows x.
+      implementation: None for what is estimated to be fastest: a sparse kernel or, on
+        GPUs of known sizes and architecture, XLA's dense product. 'sparse' rules the
+        dense product out and 'dense' asks for it on every platform, in all derivatives
+        too. The name of a CUDA kernel, as in `explain`, asks for it in this product
+        alone; derivatives of every order are then as with None.
 
     Returns:
       ``[..., cols]``.
 
     Raises:
       TypeError: If an argument has the wrong type or dtype.
-      ValueError: If shapes disagree, or an option is none of those listed.
+      ValueError: If shapes disagree, or an option is none of those listed. When the
+        program is lowered, if a kernel that was named cannot compute the product.
 
     Source: NM-SpMM, arXiv 2503.01253.
 
@@ -85,7 +93,13 @@ def spmm(
     [[8.0, 10.0]]
     """
     x, w, options = check(
-        "spmm", x, w, precision, preferred_element_type, result_layout
+        "spmm",
+        x,
+        w,
+        precision,
+        preferred_element_type,
+        result_layout,
+        implementation=implementation,
     )
     return _spmm(
         x,
@@ -141,6 +155,7 @@ def check(
     preferred_element_type: Any = None,
     result_layout: str | None = None,
     abstract: bool = False,
+    implementation: str | None = None,
 ) -> tuple[Any, NMArray, Options]:
     """Checks the operands of a product and settles its static options.
 
@@ -183,7 +198,12 @@ def check(
             f"{function}: result_layout must be None, 'row' or 'feature', got "
             f"{result_layout!r}; None follows the layout of x"
         )
-    spec = Spec(w.pattern, depth, highest=check_precision(function, precision))
+    spec = Spec(
+        w.pattern,
+        depth,
+        highest=check_precision(function, precision),
+        implementation=_choice.check_implementation(function, implementation),
+    )
     return x, w, Options(spec, compute, result, result_layout)
 
 

@@ -156,6 +156,7 @@ def spmm_ste(
     precision: Any = None,
     preferred_element_type: Any = None,
     result_layout: str | None = None,
+    implementation: str | None = None,
     *,
     dtype: Any = None,
 ) -> jax.Array:
@@ -181,7 +182,8 @@ def spmm_ste(
       kernel: ``[*batch, depth, cols]``, floating: the dense master.
       indices: uint8 ``[*batch, groups, kept]``, from `select_indices`.
       pattern: The pattern that `indices` follow.
-      bias, activation, precision, preferred_element_type, result_layout: As for `spmm`.
+      bias, activation, precision, preferred_element_type, result_layout,
+        implementation: As for `spmm`.
       dtype: The dtype to compute in; `x` and the kept values are cast to it, for half
         precision with a float32 master. By default the promoted dtype of the two.
         Gradients come back in the dtypes of the arguments; that of the kernel is
@@ -226,6 +228,7 @@ def spmm_ste(
         preferred_element_type,
         result_layout,
         abstract=True,
+        implementation=implementation,
     )
     return _spmm_ste(
         x,
@@ -507,7 +510,9 @@ def _product_jvp(
 
     terms = []
     if x_dot is not None:
-        terms.append(_spmm.bind(x_dot, values, indices, None, None, options, wide))
+        spec = options.spec.of_derivatives()
+        of_x = dataclasses.replace(options, spec=spec)
+        terms.append(_spmm.bind(x_dot, values, indices, None, None, of_x, wide))
     if kernel_dot is not None:
         # In place of the tangent of values, which has the kept positions alone.
         # As in the sparse products, a wide cotangent is narrowed unless under HIGHEST.

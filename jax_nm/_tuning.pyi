@@ -25,7 +25,7 @@ def choose(
     num_sms: int = 0,
 ) -> dict[str, Any]:
     """What runs for this problem: {"kernel", "config", "why", "rejected",
-    "workspace_bytes"}.
+    "predicted_us", "workspace_bytes"}.
 
     `activation` is '' or the name of one that is fused; `wgmma` says whether a device
     of compute capability 9.0 finds code for sm_90a; `num_sms` = 0 is a typical card's.
@@ -74,7 +74,29 @@ def dense_pays(
     padded_values: bool = False,
     wgmma: bool = True,
 ) -> bool:
-    """Whether the product is faster by way of a dense matrix; never for 'spmm'."""
+    """Whether the product is faster by way of a dense matrix."""
 
-def kernels() -> dict[str, int]:
-    """The id of each CUDA kernel by its name."""
+def dense_us(
+    op: str,
+    dtype: str,
+    result_dtype: str,
+    batch: int,
+    rows: int,
+    depth: int,
+    cols: int,
+    n: int,
+    m: int,
+    vector_length: int,
+    x_feature_major: bool,
+    y_feature_major: bool,
+    allow_tf32: bool,
+    kernel: int,
+    arch: int,
+    activation: str = "",
+    has_bias: bool = False,
+    padded_values: bool = False,
+) -> float:
+    """The estimated time in microseconds by way of a dense matrix."""
+
+def kernels(op: str = "") -> dict[str, int]:
+    """The id of each CUDA kernel by its name: of one operation, or of all."""

@@ -54,6 +54,7 @@ class NMDense(nn.Module):
       bias_init: Initialiser of the bias, ``[features]``.
       promote_dtype: Casts x, values and bias to one dtype, as for `flax.linen.Dense`.
       preferred_element_type: The dtype of the result; None means the computation's.
+      implementation: As for `jax_nm.spmm`.
 
     >>> import jax, jax.numpy as jnp, jax_nm
     >>> layer = NMDense(4, jax_nm.Pattern(1, 4, vector_length=2))
@@ -75,6 +76,7 @@ class NMDense(nn.Module):
     bias_init: Callable[..., Any] = nn.initializers.zeros_init()
     promote_dtype: Callable[..., Any] = nn.dtypes.promote_dtype
     preferred_element_type: Any = None
+    implementation: str | None = None
 
     @nn.compact
     def __call__(self, x: Any) -> jax.Array:
@@ -107,6 +109,7 @@ class NMDense(nn.Module):
             activation=self.activation,
             precision=self.precision,
             preferred_element_type=self.preferred_element_type,
+            implementation=self.implementation,
         )
 
     def _weight(self, depth: int) -> tuple[jax.Array, jax.Array]:

@@ -66,6 +66,7 @@ class NMLinear(nnx.Module):
       bias_init: Initialiser of the bias, ``[out_features]``.
       promote_dtype: Casts ``(x, values, bias)`` to one dtype, as for `nnx.Linear`.
       preferred_element_type: The dtype of the result; None means the computation's.
+      implementation: As for `jax_nm.spmm`.
       rngs: The random keys.
       kernel_metadata: Metadata of the values, such as their sharding over
         ``(kept, cols)``, which lie as the axes of the dense kernel.
@@ -103,6 +104,7 @@ class NMLinear(nnx.Module):
         bias_init: Callable[..., Any] = default_bias_init,
         promote_dtype: Callable[..., Any] = default_promote_dtype,
         preferred_element_type: Any = None,
+        implementation: str | None = None,
         rngs: nnx.Rngs,
         kernel_metadata: Mapping[str, Any] = MappingProxyType({}),
         bias_metadata: Mapping[str, Any] = MappingProxyType({}),
@@ -134,6 +136,7 @@ class NMLinear(nnx.Module):
         self.precision = precision
         self.promote_dtype = promote_dtype
         self.preferred_element_type = preferred_element_type
+        self.implementation = implementation
 
     @classmethod
     def from_linear(
@@ -144,6 +147,7 @@ class NMLinear(nnx.Module):
         gram: Any = None,
         *,
         activation: str | Callable[[jax.Array], jax.Array] | None = None,
+        implementation: str | None = None,
     ) -> NMLinear:
         """The sparse form of a trained `flax.nnx.Linear`.
 
@@ -153,7 +157,7 @@ class NMLinear(nnx.Module):
           pattern: The pattern to prune to.
           mask: bool ``[in_features, out_features]``, as for `jax_nm.compress`.
           gram: ``[in_features, in_features]``, as for `jax_nm.compress`.
-          activation: As for `NMLinear`.
+          activation, implementation: As for `NMLinear`.
 
         Returns:
           A layer with the dtypes, precision, bias and metadata of `linear`.
@@ -194,6 +198,7 @@ class NMLinear(nnx.Module):
                 precision=linear.precision,
                 promote_dtype=linear.promote_dtype,
                 preferred_element_type=linear.preferred_element_type,
+                implementation=implementation,
                 rngs=nnx.Rngs(0),
             )
         )
@@ -251,6 +256,7 @@ class NMLinear(nnx.Module):
             activation=self.activation,
             precision=self.precision,
             preferred_element_type=self.preferred_element_type,
+            implementation=self.implementation,
         )
 
     def _array(self, values: Any) -> NMArray:
