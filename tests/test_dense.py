@@ -1,4 +1,4 @@
-"""The products of the gradient by way of a dense matrix, and when they go that way."""
+"""The products by way of a dense matrix, and when they go that way."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from problems import PROBLEMS, cuda_stub, integers, is_padding
+from problems import OPS, PROBLEMS, cuda_stub, integers, is_padding
 
 import jax_nm
 from jax_nm import Pattern, _dense, _lowering, _tuning
@@ -44,7 +44,7 @@ def by_way_of_dense(op, problem, operands):
     )
 
 
-@pytest.mark.parametrize("op", ("spmm_t", "sddmm"))
+@pytest.mark.parametrize("op", OPS)
 @every_problem
 def test_integers_are_exact(problem, op):
     operands = integers(problem).of(op)
@@ -83,11 +83,10 @@ def test_any_index_byte_is_safe():
     assert np.isfinite(dense).all()
 
 
-def gradients_lowered(monkeypatch, dtype, rows, precision="default", arch=None):
-    """The text of both gradients, lowered for CUDA."""
+def all_lowered(monkeypatch, dtype, rows, precision, arch, **options):
+    """The text of a product and both its gradients, lowered for CUDA, and the plans."""
     monkeypatch.setattr(_lowering, "cuda_module", cuda_stub)
-    if arch is not None:
-        monkeypatch.setattr(_lowering, "_local_arch", lambda: arch)
+    monkeypatch.setattr(_lowering, "_local_arch", lambda: arch)
     pattern = Pattern(8, 32, vector_length=128)
     w = jax.eval_shape(
         lambda kernel: jax_nm.compress(kernel, pattern), SHAPE((4096, 4096), dtype)
@@ -97,17 +96,22 @@ def gradients_lowered(monkeypatch, dtype, rows, precision="default", arch=None):
     def gradients(x, values, indices):
         def product(x, values):
             weight = jax_nm.NMArray(values, indices, pattern, 4096, 4096)
-            return jax_nm.spmm(x, weight, precision=precision)
+            return jax_nm.spmm(x, weight, precision=precision, **options)
 
         y, pull = jax.vjp(product, x, values)
-        return pull(y)
+        return y, pull(y)
 
     traced = jax.jit(gradients).trace(x, w.values, w.indices)
     plans = {
-        op: jax_nm.explain(x, w, op, arch or 90, precision=precision).kernel
-        for op in ("spmm_t", "sddmm")
+        op: jax_nm.explain(x, w, op, arch or 90, precision=precision, **options).kernel
+        for op in OPS
     }
     return traced.lower(lowering_platforms=("cuda",)).as_text(), plans
+
+
+def count_of_barriers(dense):
+    """Before each expansion of the weight, and behind each product."""
+    return len(dense) + len(dense - {"sddmm"})
 
 
 @pytest.mark.parametrize(
@@ -116,38 +120,58 @@ def gradients_lowered(monkeypatch, dtype, rows, precision="default", arch=None):
         ("bfloat16", 4096, "default", 90, set()),
         ("bfloat16", 4096, "highest", 90, {"spmm_t"}),
         ("float16", 4096, "default", 90, {"spmm_t"}),
-        ("bfloat16", 4096, "default", 80, {"spmm_t", "sddmm"}),
-        ("float32", 4096, "default", 90, {"spmm_t", "sddmm"}),
+        ("float32", 4096, "default", 90, {"spmm", "spmm_t", "sddmm"}),
         ("float32", 4096, "highest", 90, set()),
         ("float32", 16, "default", 90, set()),
+        # Of a GPU that is not there nothing is known.
+        ("float32", 4096, "default", 0, set()),
     ],
 )
 def test_what_goes_by_way_of_dense(monkeypatch, dtype, rows, precision, arch, dense):
-    text, plans = gradients_lowered(monkeypatch, dtype, rows, precision, arch)
-    for op in ("spmm_t", "sddmm"):
+    text, plans = all_lowered(monkeypatch, dtype, rows, precision, arch)
+    for op in OPS:
         assert (f"@{_lowering.target_name(op)}" in text) == (op not in dense), op
-        assert (plans[op] == "dense") == (op in dense), plans
+        assert arch == 0 or (plans[op] == "dense") == (op in dense), plans
     # In float32, and rounded behind a barrier: not within the product.
     products = re.findall(r"dot_general .*-> tensor<\S*x(\w+)>", text)
     assert products == ["f32"] * len(dense)
-    assert text.count("optimization_barrier") == len(dense)
+    assert text.count("optimization_barrier") == count_of_barriers(dense)
 
 
-@pytest.mark.parametrize("op", ("spmm_t", "sddmm"))
+def test_the_plan_is_that_of_the_program_on_other_gpus(monkeypatch):
+    """Which way is the fastest there, newer kernels may change."""
+    text, plans = all_lowered(monkeypatch, "bfloat16", 4096, "default", 80)
+    for op in OPS:
+        assert (f"@{_lowering.target_name(op)}" in text) == (plans[op] != "dense")
+
+
+@pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("asked", ["sparse", "dense"])
+def test_what_is_asked_for_holds_for_all_three(monkeypatch, asked, dtype, arch):
+    text, plans = all_lowered(
+        monkeypatch, dtype, 4096, "default", arch, implementation=asked
+    )
+    assert all((kernel == "dense") == (asked == "dense") for kernel in plans.values())
+    assert text.count("dot_general") == (3 if asked == "dense" else 0)
+    assert text.count("custom_call @jax_nm.") == (0 if asked == "dense" else 3)
+
+
+@pytest.mark.parametrize("op", OPS)
 def test_large_batches_go_one_by_one(monkeypatch, op):
     """So that one dense matrix lies in memory at a time."""
     (problem,) = (p for p in NOT_EMPTY if p.name == "batched")
     first, second, indices = map(jnp.asarray, integers(problem).of(op))
     second = second.astype(first.dtype)
     operands = (first.reshape(problem.batch[0], problem.rows, -1), second, indices)
-    spec = problem.spec()
-    with problem.precision():
-        at_once = _lowering._mapped_dense(op, *operands, spec)
-        monkeypatch.setattr(_lowering, "_MANY_DENSE_BYTES", 0)
-        jaxpr = jax.make_jaxpr(lambda *a: _lowering._mapped_dense(op, *a, spec))
-        assert "scan" in str(jaxpr(*operands))
-        one_by_one = _lowering._mapped_dense(op, *operands, spec)
-    np.testing.assert_array_equal(at_once, one_by_one)
+    mapped = functools.partial(
+        _dense.mapped, op, pattern=problem.pattern, depth=problem.depth, highest=False
+    )
+    at_once = mapped(*operands)
+    assert "scan" not in str(jax.make_jaxpr(lambda *a: mapped(*a))(*operands))
+    monkeypatch.setattr(_dense, "MANY_BYTES", 0)
+    assert "scan" in str(jax.make_jaxpr(lambda *a: mapped(*a))(*operands))
+    np.testing.assert_array_equal(at_once, mapped(*operands))
 
 
 def test_a_plan_by_way_of_dense_says_so():
@@ -156,17 +180,16 @@ def test_a_plan_by_way_of_dense_says_so():
         lambda kernel: jax_nm.compress(kernel, pattern), SHAPE((4096, 4096), "float16")
     )
     plan = jax_nm.explain(SHAPE((4096, 4096), jnp.float16), w, "spmm_t", 90)
-    assert plan.kernel == "dense"
+    assert plan.kernel == plan.implementation == "dense"
     assert "pass over the dense weight" in plan.why
     ((kernel, why),) = plan.rejected
     assert kernel.startswith("spmm_t_")
     assert "cycles" in why
 
 
-def test_the_product_itself_and_forced_kernels_never_go_that_way():
+def test_a_kernel_that_is_forced_by_its_id_never_goes_that_way():
     from test_tuning import problem
 
-    assert not _tuning.dense_pays(**problem("spmm"))
     half = dict(dtype="bfloat16", pattern=(8, 32, 128))
     assert _tuning.dense_pays(**problem("spmm_t", **half))
     kernel = _tuning.kernels()["spmm_t_4x8"]
