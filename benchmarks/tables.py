@@ -68,10 +68,11 @@ def _counts(columns: Iterable[list[float]]) -> str:
 
 
 def _kind(point: dict[str, Any]) -> tuple:
-    # Files of before know no epilogues.
+    # Files of before know neither.
     epilogue = f", {point['epilogue']}" if point.get("epilogue") else ""
+    asked = f", {point['requested']}" if point.get("requested") else ""
     precision = "" if point["precision"] == "default" else f" {point['precision']}"
-    product, dtype = f"{point['op']}{epilogue}", f"{point['dtype']}{precision}"
+    product, dtype = f"{point['op']}{epilogue}{asked}", f"{point['dtype']}{precision}"
     return product, dtype, point["vector_length"]
 
 

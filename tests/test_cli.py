@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import jax_nm
-from jax_nm import Pattern, _cli, _cpu
+from jax_nm import Pattern, _cli, _cpu, _lowering
 from jax_nm._bench import check, machine, measure, operands, programs, report, timing
 from jax_nm._bench.points import DTYPES, OPS, SUITES, Point, by_shape
 from jax_nm._bench.programs import Product
@@ -27,7 +27,7 @@ ONE = [
 MS = ("ms", "ms_row_major", "dense_ms", "limit_ms", "floor_ms", "wall_ms")
 POINT = {
     *("op", "rows", "cols", "depth", "n", "m", "vector_length", "dtype", "precision"),
-    *("epilogue", "implementation", "kernel", *MS, "error_over_bound"),
+    *("epilogue", "requested", "implementation", "kernel", *MS, "error_over_bound"),
     *("timing", "sm_clock_mhz"),
 }
 META = {
@@ -94,6 +94,49 @@ def test_any_option_of_a_problem_selects_it(monkeypatch, small_roofs):
         with pytest.raises(KeyboardInterrupt):
             _cli.main(["bench", f"--{option}", str(value)])
         assert getattr(measured[-1], option) == value
+
+
+@pytest.mark.parametrize("asked", [None, "sparse", "dense"])
+@pytest.mark.parametrize("op", OPS)
+def test_points_say_what_ran(small_roofs, tmp_path, op, asked):
+    file = tmp_path / "points.json"
+    command = [*ONE, "--op", op, "--json", str(file)]
+    command += [] if asked is None else ["--implementation", asked]
+    assert _cli.main(command) == 0
+    (point,) = report.load(file)["points"]
+    assert point["requested"] == asked
+    assert point["implementation"] == (asked or "sparse")
+    assert (point["kernel"] == "dense") == (asked == "dense")
+    assert 0 < point["error_over_bound"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("op", "kernels", "asked", "ran"),
+    [
+        ("spmm", ["k"], None, "sparse"),
+        ("spmm", ["k"], "k", "k"),
+        ("spmm", ["dense"], None, "dense"),
+        ("step", ["k", "dense", "j"], None, "mixed"),
+        ("step", ["k", "i", "j"], "k", "k"),
+    ],
+)
+def test_what_ran_is_that_of_the_plans(op, kernels, asked, ran):
+    point = Point(op, 1, 1, 1, Pattern(1, 2), "float32", implementation=asked)
+    plans = [jax_nm.Plan("spmm", "cuda", "sm_90", "", k, (), "") for k in kernels]
+    assert measure.what_ran(point, plans) == ran
+
+
+def test_a_suite_is_asked_for_as_a_whole(small_roofs, monkeypatch):
+    measured = []
+
+    def note(points, *_):
+        measured.extend(points)
+        return [numbers(point) for point in points]
+
+    monkeypatch.setattr(measure, "measure", note)
+    assert _cli.main(["bench", "--suite", "quick", "--implementation", "dense"]) == 0
+    assert {point.implementation for point in measured} == {"dense"}
+    assert len(measured) == 6
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -421,6 +464,11 @@ def test_a_wrong_result_fails_the_bench(small_roofs, monkeypatch, capsys):
         (["--shard", "3/3"], "must read I/K with I from 0 to K - 1"),
         (["--shard", "1"], "must read I/K with I from 0 to K - 1"),
         (["--epilogue", "bias+gelu", "--op", "step"], "fused into spmm alone"),
+        (["--implementation", "cublas"], "invalid choice"),
+        (
+            ["--rows", "8", "--implementation", "spmm_128x128_window"],
+            "cannot run: spmm: implementation='spmm_128x128_window' is a CUDA kernel",
+        ),
     ],
 )
 def test_bad_options(capsys, options, message):
@@ -453,6 +501,17 @@ def test_hopper_is_the_sweep_and_more():
     assert [p.epilogue for p in fused] == [None] * 8 + ["bias+gelu"] * 6
 
 
+def test_small_and_decode():
+    small, decode = (list(SUITES[name]()) for name in ("small", "decode"))
+    half = [p for p in small if p.dtype == "bfloat16"]
+    assert {p.pattern.vector_length for p in half} == {16, 32, 64}
+    assert {(p.precision, p.pattern.m) for p in small} == {("default", 32)}
+    assert all(p.rows >= 1024 for p in small)
+    assert len(decode) == 5 * 4 * 2 * 3
+    # Rows so few that the call itself wants x row-major.
+    assert not any(_lowering.layouts("cuda", p.rows, None)[0] for p in decode)
+
+
 def test_summary_counts():
     point = Point("spmm", 512, 8, 8, Pattern(8, 32), "bfloat16")
     slow = {"dense_ms": 4.0, "limit_ms": 1.0, "ms": 1.31, "ms_row_major": 4.1}
@@ -470,11 +529,13 @@ def test_summary_counts():
     assert "mean 2.19, min 0.89, max 3.05 (ideal 4.00)" in first
     assert "mean 1.922, max 4.50; over 1.30: 3; slower than dense: 1" in second
     assert second.endswith("more: 1")
+    (asked, _) = report.summary([numbers(point, requested="sparse")])
+    assert "sparse    1 points" in asked
     assert len(more) == 2
     assert re.search(r"e +1 points", more[0])
-    # A file of before knows no epilogues.
+    # A file of before knows no epilogues, and nobody was asked for anything.
     old = numbers(point)
-    del old["epilogue"]
+    del old["epilogue"], old["requested"]
     assert report.summary([old]) == report.summary([numbers(point)])
     assert report.key(old) == report.key(numbers(point))
 

@@ -11,6 +11,7 @@ import sys
 from jax_nm._bench.points import (
     DTYPES,
     EPILOGUES,
+    IMPLEMENTATIONS,
     OPS,
     PRECISIONS,
     SUITES,
@@ -40,6 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     one.add_argument("--op", choices=OPS, help=_default("op"))
     one.add_argument("--epilogue", choices=EPILOGUES, help=_default("epilogue"))
     parser.add_argument(
+        "--implementation",
+        choices=IMPLEMENTATIONS,
+        metavar="sparse|dense|KERNEL",
+        help="what every product is asked for (default: what seems fastest)",
+    )
+    parser.add_argument(
         "--repeats", type=_positive, default=7, help="rounds per median (default: 7)"
     )
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="save here")
@@ -63,10 +70,11 @@ def run(args: argparse.Namespace) -> int:
     """Measures, prints and saves; 1 if a point is wrong or missing, 2 for bad usage."""
     from jax_nm._bench import machine, measure, report, timing
 
+    asked = {"implementation": args.implementation} if args.implementation else {}
     one = {
         field.name: getattr(args, field.name)
         for field in dataclasses.fields(Point)
-        if getattr(args, field.name) is not None
+        if field.name not in asked and getattr(args, field.name) is not None
     }
     if args.suite is not None and one:
         options = ", ".join(f"--{name}" for name in one)
@@ -83,7 +91,13 @@ def run(args: argparse.Namespace) -> int:
     points = (
         [dataclasses.replace(_ONE, **one)] if one else SUITES[args.suite or "quick"]()
     )
-    points = list(points)
+    points = [dataclasses.replace(point, **asked) for point in points]
+    if asked:
+        try:
+            for point in points:
+                measure.plans_of(point)
+        except ValueError as error:
+            return _fail(f"--implementation asks for what cannot run: {error}")
     keys = [report.key(point.as_json()) for point in points]
     meta = machine.metadata()
     done = {}

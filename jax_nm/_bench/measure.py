@@ -30,7 +30,10 @@ def measure(
     dense product of the full size, `limit_ms` that of the compressed depth, each in the
     faster of both layouts. These are times of the device where `timing` is 'device';
     `wall_ms` is the host's time for a call of the product of `ms`. `floor_ms` is what
-    this machine's measured peak rate and bandwidth allow at best.
+    this machine's measured peak rate and bandwidth allow at best. `implementation` and
+    `kernel` say what ran: 'sparse', 'dense', the name of a kernel that was asked for,
+    or 'mixed' for a step whose products differ; the kernel of a step is that of its
+    forward product.
     """
     start = time.perf_counter()
     own = programs.own_layout(points[0].rows)
@@ -60,16 +63,16 @@ def measure(
 
     results = []
     for point, products in sparse.items():
-        plan = _plan(point)
+        plans = plans_of(point)
         error = check.error_over_bound(
             point, [built[product] for product in dict.fromkeys(products.values())]
         )
         results.append(
             {
                 **point.as_json(),
-                "implementation": "sparse",
-                "kernel": plan.kernel,
-                "config": dict(plan.config),
+                "implementation": what_ran(point, plans),
+                "kernel": plans[0].kernel,
+                "config": dict(plans[0].config),
                 "ms": times.ms[products[own]],
                 "ms_row_major": times.ms[products[False]],
                 "dense_ms": fastest(point.depth),
@@ -110,7 +113,8 @@ def _build(products: Mapping[Product, None]) -> dict[Product, programs.Program]:
     }
 
 
-def _plan(point: Point) -> Plan:
+def plans_of(point: Point) -> list[Plan]:
+    """The plan of each product of a point; ValueError if a kernel does not take it."""
     dtype, kept = jnp.dtype(point.dtype), point.kept
     groups = point.pattern.groups(point.cols)
     w = NMArray(
@@ -121,11 +125,24 @@ def _plan(point: Point) -> Plan:
         point.cols,
     )
     fused = point.epilogue is not None
-    return explain(
-        jax.ShapeDtypeStruct((point.rows, point.depth), dtype),
-        w,
-        op="spmm" if point.op == "step" else point.op,
-        bias=jax.ShapeDtypeStruct((point.cols,), dtype) if fused else None,
-        activation="gelu" if fused else None,
-        precision=point.precision,
-    )
+    return [
+        explain(
+            jax.ShapeDtypeStruct((point.rows, point.depth), dtype),
+            w,
+            op=op,
+            bias=jax.ShapeDtypeStruct((point.cols,), dtype) if fused else None,
+            activation="gelu" if fused else None,
+            precision=point.precision,
+            implementation=point.implementation,
+        )
+        for op in (("spmm", "spmm_t", "sddmm") if point.op == "step" else (point.op,))
+    ]
+
+
+def what_ran(point: Point, plans: Sequence[Plan]) -> str:
+    kinds = {plan.implementation for plan in plans}
+    if len(kinds) > 1:
+        return "mixed"
+    (kind,) = kinds
+    asked = kind == "sparse" and plans[0].kernel == point.implementation
+    return plans[0].kernel if asked else kind

@@ -7,12 +7,14 @@ import itertools
 from collections.abc import Iterable
 from typing import Any
 
+from jax_nm import _tuning
 from jax_nm._pattern import Pattern
 
 OPS = ("spmm", "spmm_t", "sddmm", "step")
 DTYPES = ("float32", "bfloat16", "float16")
 PRECISIONS = ("default", "highest")
 EPILOGUES = ("bias+gelu",)
+IMPLEMENTATIONS = ("sparse", "dense", *_tuning.kernels("spmm"))
 
 # The sweep of NM-SpMM (arXiv 2503.01253): five row counts, the linear layers of Llama.
 SWEEP_ROWS = (256, 512, 1024, 2048, 4096)
@@ -32,7 +34,8 @@ class Point:
 
     `op` is 'spmm', 'spmm_t', 'sddmm', or 'step': the product and both gradients. With
     `epilogue` 'bias+gelu' the sparse product is spmm(x, w, bias, 'gelu'); what it is
-    compared with stays the bare dense product.
+    compared with stays the bare dense product. `implementation` is what spmm is asked
+    for; what ran may be another one, and stands in the results.
     """
 
     op: str
@@ -43,6 +46,7 @@ class Point:
     dtype: str
     precision: str = "default"
     epilogue: str | None = None
+    implementation: str | None = None
 
     @property
     def kept(self) -> int:
@@ -73,6 +77,7 @@ class Point:
             "dtype": self.dtype,
             "precision": self.precision,
             "epilogue": self.epilogue,
+            "requested": self.implementation,
         }
 
 
@@ -108,7 +113,8 @@ def _generic() -> Iterable[Point]:
     for op, n in itertools.product(("spmm_t", "sddmm"), (16, 8, 4)):
         yield Point(op, *square, Pattern(n, 32, 32), "float32", "highest")
     for n in (16, 8, 4):
-        yield Point("spmm", *square, Pattern(n, 32, 32), "float32")
+        pattern = Pattern(n, 32, 32)
+        yield Point("spmm", *square, pattern, "float32", implementation="sparse")
 
 
 def _hopper() -> Iterable[Point]:
@@ -148,6 +154,31 @@ def _backward() -> Iterable[Point]:
         yield Point("step", *shape, Pattern(n, 32, 256), "bfloat16")
 
 
+def _small() -> Iterable[Point]:
+    """Where dense products run on tensor cores: short vectors, and TF32."""
+    squares = ((8192, 8192, 8192), (4096, 4096, 4096))
+    for shape, n, length in itertools.product(squares, (16, 8, 4), (64, 32, 16)):
+        yield Point("spmm", *shape, Pattern(n, 32, length), "bfloat16")
+    shapes = (
+        (1024, 4096, 4096),
+        (4096, 4096, 4096),
+        (4096, 12288, 4096),
+        (4096, 4096, 11008),
+        (8192, 8192, 8192),
+    )
+    for shape, n, length in itertools.product(shapes, (16, 8, 4), (128, 32)):
+        yield Point("spmm", *shape, Pattern(n, 32, length), "float32")
+
+
+def _decode() -> Iterable[Point]:
+    """Few rows, in the row-major layout that such calls have: memory's ground."""
+    cols_depth = ((8192, 8192), (28672, 8192), (4096, 14336), (8192, 28672))
+    for rows, (cols, depth), n, length in itertools.product(
+        (1, 4, 16, 32, 64), cols_depth, (16, 8, 4), (128, 32)
+    ):
+        yield Point("spmm", rows, cols, depth, Pattern(n, 32, length), "bfloat16")
+
+
 def _quick() -> Iterable[Point]:
     """A look at this machine in seconds."""
     for length, n in itertools.product((32, 128), (16, 8, 4)):
@@ -159,5 +190,7 @@ SUITES = {
     "generic": _generic,
     "hopper": _hopper,
     "backward": _backward,
+    "small": _small,
+    "decode": _decode,
     "fp32": _fp32,
 }

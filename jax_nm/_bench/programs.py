@@ -39,6 +39,7 @@ class Product:
     feature_major: bool
     pattern: Pattern | None = None
     epilogue: str | None = None
+    implementation: str | None = None
 
     @classmethod
     def sparse(cls, point: Point, feature_major: bool) -> Product:
@@ -53,6 +54,7 @@ class Product:
             feature_major,
             point.pattern,
             point.epilogue,
+            point.implementation,
         )
 
     @classmethod
@@ -211,6 +213,13 @@ def _forward(product: Product) -> Callable[..., jax.Array]:
         x: jax.Array, values: jax.Array, indices: jax.Array, bias: jax.Array | None
     ) -> jax.Array:
         w = NMArray(values, indices, pattern, product.depth, product.cols)
-        return spmm(x, w, bias, activation, precision=precision)
+        return spmm(
+            x,
+            w,
+            bias,
+            activation,
+            precision=precision,
+            implementation=product.implementation,
+        )
 
     return forward

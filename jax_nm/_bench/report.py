@@ -20,7 +20,7 @@ KEYS = {
     "dtype": None,
     "precision": None,
     "epilogue": None,
-    "implementation": "sparse",
+    "requested": None,
 }
 
 LIMIT = 1.30  # no point should take longer than this times its limit,
@@ -81,12 +81,13 @@ def summary(points: Iterable[dict[str, Any]]) -> list[str]:
     limit counts as over only if it misses it by more than 2 us or the limit takes 10 us
     or longer: below that a launch decides.
     """
-    names = ("op", "dtype", "precision", "n", "m", "vector_length", "epilogue")
+    numbers = ("n", "m", "vector_length")
+    names = ("op", "dtype", "precision", *numbers, "epilogue", "requested")
     grouped: dict[tuple, list[dict[str, Any]]] = {}
     for p in points:
         grouped.setdefault(tuple(p.get(name) for name in names), []).append(p)
     lines = []
-    for (op, dtype, precision, n, m, length, epilogue), mine in grouped.items():
+    for (op, dtype, precision, n, m, length, epilogue, asked), mine in grouped.items():
         speedups = [p["dense_ms"] / p["ms"] for p in mine]
         over = [p["ms"] / p["limit_ms"] for p in mine]
         slower = sum(p["ms"] > p["dense_ms"] for p in mine)
@@ -97,7 +98,8 @@ def summary(points: Iterable[dict[str, Any]]) -> list[str]:
         )
         lines += [
             f"{op:7}{dtype:9}{precision:10}{f'{n}:{m}:{length}':10}"
-            f"{epilogue or '':10}{len(mine):>4} points   "
+            f"{epilogue or '':10}{asked + ' ' if asked else ''}"
+            f"{len(mine):>4} points   "
             f"x dense: mean {geometric_mean(speedups):.2f}, min {min(speedups):.2f}, "
             f"max {max(speedups):.2f} (ideal {m / n:.2f})",
             f"{'':46}time / limit: mean {geometric_mean(over):.3f}, "
@@ -126,7 +128,8 @@ def plot(path: pathlib.Path, meta: dict[str, Any], points: list) -> None:
 
     labels = [
         f"{p['op']} {p['rows']}x{p['cols']}x{p['depth']} {p['n']}:{p['m']}:"
-        f"{p['vector_length']} {p['dtype']} {p['precision']} {p['epilogue'] or ''}"
+        f"{p['vector_length']} {p['dtype']} {p['precision']} {p['epilogue'] or ''} "
+        f"{p.get('requested') or ''}"
         for p in points
     ]
     height = 0.9 + 0.24 * len(points)
