@@ -2,7 +2,8 @@
 
 Every call crosses into C++ in one canonical form, matrices of rank 3 with the product
 of the weight's batch axes in front, and the lead axes of the dense operands flattened
-to `rows`. A platform without kernels runs `_reference` instead.
+to `rows`. A platform without kernels runs `_reference` instead, and where that is
+faster or asked for, the product goes by way of `_dense`.
 """
 
 from __future__ import annotations

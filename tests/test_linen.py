@@ -62,6 +62,15 @@ def test_a_fresh_layer_is_the_scaled_pruning_of_the_dense_draw(strict):
     jax_nm.validate(weight_of(variables))
 
 
+def test_implementation_is_passed_on():
+    x, variables = integers(5, DEPTH, seed=3), compress_dense(dense_params(), PATTERN)
+    layer = NMDense(COLS, PATTERN, implementation="dense")
+    plain = NMDense(COLS, PATTERN).apply(variables, x)
+    assert jnp.array_equal(layer.apply(variables, x), plain)
+    call = jax.jit(layer.apply).trace(variables, x)
+    assert "dot_general" in call.lower(lowering_platforms=("cpu",)).as_text()
+
+
 def test_init_is_the_same_under_jit_and_eval_shape():
     layer, x = NMDense(COLS, PATTERN), integers(3, DEPTH)
     variables = layer.init(KEY, x)

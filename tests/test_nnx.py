@@ -139,6 +139,21 @@ def test_the_activation_acts_on_the_biased_sum(strict):
     assert jnp.array_equal(fused(x), jnp.tanh(plain(x)))
 
 
+def test_implementation_is_passed_on():
+    """A kernel's name is refused by the CPU: the layer hands it to the product."""
+    layer = NMLinear.from_linear(dense(), PATTERN, implementation="dense")
+    x = integers(5, DEPTH, seed=3)
+    plain = NMLinear.from_linear(dense(), PATTERN)
+    assert jnp.array_equal(layer(x), plain(x))
+    call = jax.jit(lambda x: layer(x)).trace(x)
+    assert "dot_general" in call.lower(lowering_platforms=("cpu",)).as_text()
+    options = {"pattern": PATTERN, "rngs": nnx.Rngs(0)}
+    layer = NMLinear(DEPTH, COLS, implementation="spmm_128x128_window", **options)
+    call = jax.jit(lambda x: layer(x)).trace(x)
+    with pytest.raises(ValueError, match="is a CUDA kernel"):
+        call.lower(lowering_platforms=("cpu",))
+
+
 def test_no_bias_draws_no_key():
     rngs = nnx.Rngs(0)
     layer = NMLinear(DEPTH, COLS, pattern=PATTERN, use_bias=False, rngs=rngs)
