@@ -35,7 +35,6 @@ enum class KernelId : int32_t {
   kSpmmMma128x128Gather = 12,
   kSpmmMma64x64Window = 13,
   kSpmmMma64x64Gather = 14,
-  kSpmmMma128x256Window = 15,
   kSpmmT4x16 = 21,
   kSpmmT2x16 = 22,
   kSpmmT1x16 = 23,
@@ -134,19 +133,21 @@ struct SpmmMmaTile {
   static constexpr int kWarpCols = kWarpCols_;
   static constexpr int kMinBlocks = kMinBlocks_;
   static constexpr int kRowWarps = kBlockRows / kWarpRows;
-  static constexpr int kThreads = 32 * kRowWarps * (kBlockCols / kWarpCols);
+  static constexpr int kWarps = kRowWarps * (kBlockCols / kWarpCols);
+  static constexpr int kThreads = 32 * kWarps;  // that multiply
   static_assert(kBlockRows % kWarpRows == 0, "block rows must be whole warp tiles");
   static_assert(kBlockCols % kWarpCols == 0, "block columns must be whole warp tiles");
   static_assert(kWarpRows % 32 == 0 && kWarpCols % 32 == 0, "results are stored 32 x 32 at a time");
+  static_assert(kWarps == 4, "each scheduler of a multiprocessor has one warp that multiplies");
 };
 template <bool kSquare>
-using SpmmMmaWide = SpmmMmaTile<128, 256, kSquare ? 64 : 128, kSquare ? 64 : 32, 1>;
-template <bool kSquare>
-using SpmmMmaLarge = SpmmMmaTile<128, 128, kSquare ? 64 : 128, kSquare ? 64 : 32, 2>;
-using SpmmMmaSmall = SpmmMmaTile<64, 64, 32, 32, 3>;
+using SpmmMmaLarge = SpmmMmaTile<128, 128, kSquare ? 64 : 128, kSquare ? 64 : 32, 1>;
+using SpmmMmaSmall = SpmmMmaTile<64, 64, 32, 32, 2>;
+constexpr int32_t kMmaCopyThreads = 128;  // further threads of a block, which copy
+constexpr int32_t kMmaBlocks = 2;         // on a multiprocessor, if warps can give registers away
 
-// Its results pass through shared memory in pieces of 32 x 32, a piece of each warp at a time, so
-// that they are stored along the axis that is contiguous. Lines are padded by a vector.
+// Its results pass through shared memory in pieces of 32 x 32, so that they are stored along the
+// axis that is contiguous. Lines are padded by a vector.
 constexpr int32_t kMmaPiece = 32;
 constexpr int32_t kMmaPieceStride = kMmaPiece + 4;
 constexpr int32_t kMmaPieceBytes = kMmaPiece * kMmaPieceStride * 4;
@@ -215,7 +216,7 @@ struct SharedLayout {
   int32_t table_offset;  // of the decoded indices
   int32_t table_bytes;   // of one step
   int32_t tables;
-  int32_t result_offset;  // spmm_t: the float32 tile of dx
+  int32_t result_offset;  // spmm_t: the float32 tile of dx; tensor cores of a warp: the barriers
   int64_t bytes;
 };
 
@@ -255,10 +256,13 @@ constexpr SharedLayout MakeSharedLayout(Op op, const Config& c, int32_t m, int32
     s.first_count = window ? c.block_windows * m + 1 : c.groups_in_tile * slots;
     s.second_count = slots;
     s.table_bytes = RoundUp(c.groups_in_tile * slots * (window ? 2 : 4), 16);
-    s.tables = TableCount(c.stages);
-    s = FinishLayout(s, c.stages, int64_t{slots} * c.block_cols * element_bytes, 0);
-    const int64_t pieces = c.group_cols > 0 ? int64_t{c.threads} / 32 * kMmaPieceBytes : 0;
-    if (s.bytes < pieces) s.bytes = pieces;
+    const bool mma = c.group_cols > 0;
+    s.tables = mma ? c.stages + 1 : TableCount(c.stages);
+    // Behind the tables the barriers; what is read ahead of the last entries lies behind them.
+    const int64_t barrier_bytes = mma ? 16 * c.stages + 64 : 0;
+    s = FinishLayout(s, c.stages, int64_t{slots} * c.block_cols * element_bytes, barrier_bytes);
+    const int64_t pieces = int64_t{c.block_rows / kMmaPiece} * (c.block_cols / kMmaPiece);
+    if (mma && s.bytes < pieces * kMmaPieceBytes) s.bytes = pieces * kMmaPieceBytes;
     return s;
   }
   if (op == Op::kSpmmT) {

@@ -12,12 +12,21 @@
 #include <type_traits>
 
 #include "activation.cuh"
-#include "pipeline.cuh"
+#include "ptx_hopper.cuh"
 #include "ptx_mma.cuh"
-#include "spmm_mma_operands.cuh"
+#include "spmm_mma_copier.cuh"
 #include "tile_io.cuh"
 
 namespace jax_nm {
+
+// The tensor cores cut a float32 operand to the 10 bits of TF32. With a quarter to a half of the
+// last bit added before, what they keep is wrong by less than one unit of it and nearly without
+// bias, for one multiplication; numbers of 10 bits stay themselves, Inf and NaN too. (cvt.rna,
+// which rounds to nearest, takes a comparison and an addition, and those are more than the products
+// leave time for.)
+__device__ __forceinline__ uint32_t RoundToTf32(uint32_t bits) {
+  return __float_as_uint(__uint_as_float(bits) * (1.0f + 1.0f / 4096.0f));
+}
 
 // kGroupCols columns of a warp surely lie in one group, and share what is gathered.
 template <class T_, class Tile_, Staging kStaging_, int kGroupCols_>
@@ -45,12 +54,8 @@ struct SpmmMmaTraits {
 };
 
 template <class Traits>
-struct SpmmMmaBlock : SpmmMmaOperands<Traits> {
-  using Base = SpmmMmaOperands<Traits>;
-  using typename Base::Lines;
-  using typename Base::TableEntry;
-  using T = typename Traits::T;
-  using Tile = typename Traits::Tile;
+struct SpmmMmaMultiplier : SpmmMmaStages<Traits> {
+  using Base = SpmmMmaStages<Traits>;
   using Base::args;
   using Base::col0;
   using Base::kElement;
@@ -58,8 +63,13 @@ struct SpmmMmaBlock : SpmmMmaOperands<Traits> {
   using Base::kValueStride;
   using Base::kWindow;
   using Base::row0;
+  using Base::steps;
   using Base::table_slots;
   using Base::tile;
+  using typename Base::Lines;
+  using typename Base::T;
+  using typename Base::TableEntry;
+  using typename Base::Tile;
   static constexpr bool kHalf = Traits::kHalf;
   static constexpr int kProducts = Traits::kProducts;
   static constexpr int kGroups = Traits::kGroups;
@@ -87,12 +97,12 @@ struct SpmmMmaBlock : SpmmMmaOperands<Traits> {
   int32_t warp_row, warp_col;  // in the block
   float sums[kRowTiles][kColTiles][4];
 
-  __device__ __forceinline__ SpmmMmaBlock(const KernelArgs& a, const void* shared)
+  __device__ __forceinline__ SpmmMmaMultiplier(const KernelArgs& a, const void* shared)
       : Base(a, shared) {
     const int32_t warp = threadIdx.x / 32;
     lane = threadIdx.x % 32;
-    warp_row = warp % Tile::kRowWarps * Tile::kWarpRows;
-    warp_col = warp / Tile::kRowWarps * Tile::kWarpCols;
+    warp_row = WarpRow(warp);
+    warp_col = WarpCol(warp);
 #pragma unroll
     for (int i = 0; i < kRowTiles; ++i) {
 #pragma unroll
@@ -101,6 +111,14 @@ struct SpmmMmaBlock : SpmmMmaOperands<Traits> {
         for (int e = 0; e < 4; ++e) sums[i][t][e] = 0.0f;
       }
     }
+  }
+
+  // Of a warp's tile in the block's.
+  __device__ __forceinline__ static int32_t WarpRow(int32_t warp) {
+    return warp % Tile::kRowWarps * Tile::kWarpRows;
+  }
+  __device__ __forceinline__ static int32_t WarpCol(int32_t warp) {
+    return warp / Tile::kRowWarps * Tile::kWarpCols;
   }
 
   // ---- Shared memory to registers. A line begins at a multiple of 128 bytes, so `byte` of it is
@@ -165,7 +183,7 @@ struct SpmmMmaBlock : SpmmMmaOperands<Traits> {
 #pragma unroll
       for (int t = 0; t < kUnitTiles; ++t) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) out[t][i] = ptx::RoundToTf32(words[t][i]);
+        for (int i = 0; i < 4; ++i) out[t][i] = RoundToTf32(words[t][i]);
       }
     }
   }
@@ -193,12 +211,12 @@ struct SpmmMmaBlock : SpmmMmaOperands<Traits> {
             const uint4 quad = ptx::LoadShared16(slot + t * 32);
             const uint32_t words[4] = {quad.x, quad.y, quad.z, quad.w};
 #pragma unroll
-            for (int i = 0; i < 4; ++i) out[t + i][s] = ptx::RoundToTf32(words[i]);
+            for (int i = 0; i < 4; ++i) out[t + i][s] = RoundToTf32(words[i]);
           }
         } else {
 #pragma unroll
           for (int t = 0; t < kColTiles; ++t) {
-            out[t][s] = ptx::RoundToTf32(ptx::LoadShared4(At(slot, t * 32)));
+            out[t][s] = RoundToTf32(ptx::LoadShared4(At(slot, t * 32)));
           }
         }
       }
@@ -207,7 +225,7 @@ struct SpmmMmaBlock : SpmmMmaOperands<Traits> {
 
   // ---- The products. ----
 
-  __device__ __forceinline__ void Multiply(int unit, const Unit& x, const Values& values) {
+  __device__ __forceinline__ void MultiplyUnit(int unit, const Unit& x, const Values& values) {
     const int g = unit / kUnits % kGroups, u = unit % kUnits;
 #pragma unroll
     for (int i = 0; i < kUnitTiles; ++i) {
@@ -222,7 +240,22 @@ struct SpmmMmaBlock : SpmmMmaOperands<Traits> {
     }
   }
 
-  __device__ __forceinline__ void Compute(int32_t step, int32_t stage, int32_t table) {
+  __device__ __forceinline__ void Run() {
+    MmaTurn turn;
+    for (int32_t step = steps.first; step < steps.last; ++step) {
+      ptx::BarrierWait(this->Full(turn.stage), turn.round % 2);
+      const uint32_t last_read = Multiply(step, turn.stage, turn.table);
+      // What was read must have arrived: the address depends on it, by a zero that only the run
+      // of the kernel knows.
+      const uint32_t zero = static_cast<uint32_t>(args.batch >> 62);
+      __syncwarp();
+      if (lane == 0) ptx::BarrierArrive(this->Empty(turn.stage) + (last_read & zero));
+      turn.Advance(args.config.stages);
+    }
+  }
+
+  // One step. Returns a word of what was read last.
+  __device__ __forceinline__ uint32_t Multiply(int32_t step, int32_t stage, int32_t table) {
     uint32_t lines = this->Stage(stage);
     const int32_t slots = this->StepSlots(step);
     const uint32_t value_lines =
@@ -256,11 +289,12 @@ struct SpmmMmaBlock : SpmmMmaOperands<Traits> {
         }
         const int ahead = i + kAhead;
         LoadUnit(ahead < kStepUnits ? current : following, ahead % kStepUnits, ring[ahead % kRing]);
-        Multiply(i, ring[i % kRing], values[k % 2]);
+        MultiplyUnit(i, ring[i % kRing], values[k % 2]);
       }
       current = following;
       if constexpr (kProducts == 1) CopyValues(values[1], values[0]);
     }
+    return ring[(kStepUnits + kAhead - 1) % kRing][0][0];
   }
 
   // Costs nothing: the loop is unrolled twice.
@@ -276,7 +310,7 @@ struct SpmmMmaBlock : SpmmMmaOperands<Traits> {
 
   static constexpr int kRowPieces = Tile::kWarpRows / kMmaPiece;
   static constexpr int kPieces = kRowPieces * (Tile::kWarpCols / kMmaPiece);
-  static constexpr int kVector = 8;  // elements that a lane stores together
+  static constexpr int kMultiplyBarrier = 2;
 
   // Where the warp's tile has the sum number `e` of a product.
   __device__ __forceinline__ int32_t RowOf(int row_tile, int e) const {
@@ -288,57 +322,76 @@ struct SpmmMmaBlock : SpmmMmaOperands<Traits> {
                           : col_tile * 8 + lane % 4 * 2 + e % 2;
   }
 
-  __device__ __forceinline__ void Store(unsigned char* shared) const {
-    __syncthreads();  // every warp has read its last stage
-    float* piece = reinterpret_cast<float*>(shared + threadIdx.x / 32 * kMmaPieceBytes);
-#pragma unroll 1
-    for (int number = 0; number < kPieces; ++number) {
-      WritePiece(number, piece);
-      __syncwarp();
-      StorePiece(number, piece);
-      __syncwarp();
-    }
-  }
-
-  // Lines of the piece are rows, or columns if these are contiguous in the result.
-  __device__ __forceinline__ void WritePiece(int number, float* piece) const {
+  // Lines of a piece are rows, or columns if these are contiguous in the result. The stages are
+  // free: every warp has read its last one.
+  __device__ __forceinline__ void WritePieces(unsigned char* shared) const {
+    ptx::NamedBarrierSync(kMultiplyBarrier, Tile::kThreads);
+    float* pieces = reinterpret_cast<float*>(shared + threadIdx.x / 32 * kPieces * kMmaPieceBytes);
     const int32_t row_stride = args.result_feature_major ? 1 : kMmaPieceStride;
     const int32_t col_stride = args.result_feature_major ? kMmaPieceStride : 1;
 #pragma unroll
-    for (int candidate = 0; candidate < kPieces; ++candidate) {
-      if (candidate != number) continue;
-      const int row_tile = candidate % kRowPieces * 2, col_tile = candidate / kRowPieces * 4;
+    for (int i = 0; i < kRowTiles; ++i) {
 #pragma unroll
-      for (int i = row_tile; i < row_tile + 2; ++i) {
+      for (int t = 0; t < kColTiles; ++t) {
+        float* piece = pieces + (t / 4 * kRowPieces + i / 2) * (kMmaPieceBytes / 4);
 #pragma unroll
-        for (int t = col_tile; t < col_tile + 4; ++t) {
-#pragma unroll
-          for (int e = 0; e < 4; ++e) {
-            piece[RowOf(i, e) % kMmaPiece * row_stride + ColOf(t, e) % kMmaPiece * col_stride] =
-                sums[i][t][e];
-          }
+        for (int e = 0; e < 4; ++e) {
+          piece[RowOf(i, e) % kMmaPiece * row_stride + ColOf(t, e) % kMmaPiece * col_stride] =
+              sums[i][t][e];
         }
       }
     }
   }
+};
 
-  __device__ __forceinline__ void StorePiece(int number, const float* piece) const {
-    const Epilogue& epilogue = args.epilogue;
-    const int32_t piece_row = row0 + warp_row + number % kRowPieces * kMmaPiece;
-    const int32_t piece_col = col0 + warp_col + number / kRowPieces * kMmaPiece;
-    const int32_t place = lane % 4 * kVector;
+// Stores the pieces of all warps of a block; by all of its threads, those that copied too.
+template <class Traits>
+struct SpmmMmaWriter : SpmmMmaStages<Traits> {
+  using Base = SpmmMmaStages<Traits>;
+  using Base::args;
+  using Base::col0;
+  using Base::row0;
+  using Base::tile;
+  using typename Base::T;
+  using typename Base::Tile;
+  using Multiplier = SpmmMmaMultiplier<Traits>;
+  static constexpr int kVector = 8;                          // elements of a lane
+  static constexpr int kLines = 32 / (kMmaPiece / kVector);  // of a warp at once
+  static constexpr int kParts = kMmaPiece / kLines;          // of a piece
+
+  using Base::Base;
+
+  __device__ __forceinline__ void Run(const unsigned char* shared) const {
+    constexpr int kWarps = (Tile::kThreads + kMmaCopyThreads) / 32;
+    constexpr int kCount = Tile::kWarps * Multiplier::kPieces * kParts;
 #pragma unroll 1
-    for (int32_t line = lane / 4; line < kMmaPiece; line += 32 / (kMmaPiece / kVector)) {
-      float vector[kVector];
-      LoadVector<float>(piece + line * kMmaPieceStride + place, vector);
-      const int32_t row = piece_row + (args.result_feature_major ? place : line);
-      const int32_t col = piece_col + (args.result_feature_major ? line : place);
-      if (row >= args.rows || col >= args.cols) continue;
-      if (epilogue.bias != nullptr) AddBias(epilogue.bias + tile.batch * args.cols, col, vector);
-      if (epilogue.sum != nullptr) StoreLine(epilogue.sum, row, col, vector);
-      ActivateAll(epilogue.activation, vector);
-      StoreLine(args.result, row, col, vector);
+    for (int number = threadIdx.x / 32; number < kCount; number += kWarps) {
+      StoreLines(number / kParts, number % kParts, shared);
     }
+  }
+
+  // Lines [part * kLines, ...) of a piece.
+  __device__ __forceinline__ void StoreLines(int piece, int part,
+                                             const unsigned char* shared) const {
+    const Epilogue& epilogue = args.epilogue;
+    const int32_t warp = piece / Multiplier::kPieces, number = piece % Multiplier::kPieces;
+    const int32_t lane = threadIdx.x % 32;
+    const int32_t line = part * kLines + lane / (kMmaPiece / kVector);
+    const int32_t place = lane % (kMmaPiece / kVector) * kVector;
+    const int32_t row = row0 + Multiplier::WarpRow(warp) +
+                        number % Multiplier::kRowPieces * kMmaPiece +
+                        (args.result_feature_major ? place : line);
+    const int32_t col = col0 + Multiplier::WarpCol(warp) +
+                        number / Multiplier::kRowPieces * kMmaPiece +
+                        (args.result_feature_major ? line : place);
+    if (row >= args.rows || col >= args.cols) return;
+    float vector[kVector];
+    LoadVector<float>(shared + piece * kMmaPieceBytes + (line * kMmaPieceStride + place) * 4,
+                      vector);
+    if (epilogue.bias != nullptr) AddBias(epilogue.bias + tile.batch * args.cols, col, vector);
+    if (epilogue.sum != nullptr) StoreLine(epilogue.sum, row, col, vector);
+    ActivateAll(epilogue.activation, vector);
+    StoreLine(args.result, row, col, vector);
   }
 
   __device__ __forceinline__ void AddBias(const float* bias, int32_t col,
@@ -361,15 +414,41 @@ struct SpmmMmaBlock : SpmmMmaOperands<Traits> {
   }
 };
 
+// Machine code for sm_90a moves registers from the warps that copy to those that multiply, so that
+// two blocks, and two warps that multiply for each scheduler, share a multiprocessor: one such warp
+// starts a product every 9 cycles, tensor cores could every 6.
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+constexpr bool kMmaMovesRegisters = true;
+#else
+constexpr bool kMmaMovesRegisters = false;
+#endif
+constexpr int kMmaCopyRegisters = 56;
+constexpr int kMmaMultiplyRegisters = 200;
+constexpr int kMmaRegisters = 128;  // of every thread before and after
+static_assert(kMmaCopyRegisters + kMmaMultiplyRegisters == 2 * kMmaRegisters,
+              "As many threads multiply as copy");
+
 template <class Traits>
-__global__ void __launch_bounds__(Traits::Tile::kThreads, Traits::Tile::kMinBlocks)
+__global__ void __launch_bounds__(Traits::Tile::kThreads + kMmaCopyThreads,
+                                  kMmaMovesRegisters ? kMmaBlocks : Traits::Tile::kMinBlocks)
     SpmmMmaKernel(const __grid_constant__ KernelArgs args) {
+  constexpr bool kMoves = kMmaMovesRegisters && Traits::Tile::kMinBlocks < kMmaBlocks;
   extern __shared__ __align__(128) unsigned char mma_shared[];
-  SpmmMmaBlock<Traits> block(args, mma_shared);
-  const StepRange range = StepsOf(block.tile.split, args.config.split, args.steps);
-  block.ClearZeroLines();
-  RunPipeline(block, range.first, range.last, args.config.stages);
-  block.Store(mma_shared);
+  if (threadIdx.x == 0) SpmmMmaStages<Traits>(args, mma_shared).InitBarriers();
+  __syncthreads();
+  if (threadIdx.x < Traits::Tile::kThreads) {
+    if constexpr (kMoves) ptx::IncreaseRegisters<kMmaMultiplyRegisters>();
+    SpmmMmaMultiplier<Traits> multiplier(args, mma_shared);
+    multiplier.Run();
+    multiplier.WritePieces(mma_shared);
+    if constexpr (kMoves) ptx::DecreaseRegisters<kMmaRegisters>();
+  } else {
+    if constexpr (kMoves) ptx::DecreaseRegisters<kMmaCopyRegisters>();
+    SpmmMmaCopier<Traits>(args, mma_shared).Run();
+    if constexpr (kMoves) ptx::IncreaseRegisters<kMmaRegisters>();
+  }
+  __syncthreads();
+  SpmmMmaWriter<Traits>(args, mma_shared).Run(mma_shared);
 }
 
 }  // namespace jax_nm

@@ -15,8 +15,6 @@ const void* SpmmMmaFunction() {
 template <class T>
 KernelTable SpmmMmaTable() {
   constexpr Staging kWindow = Staging::kWindow, kGather = Staging::kGather;
-  using Wide = SpmmMmaWide<false>;
-  using WideSquare = SpmmMmaWide<true>;
   using Large = SpmmMmaLarge<false>;
   using LargeSquare = SpmmMmaLarge<true>;
   using Small = SpmmMmaSmall;
@@ -31,8 +29,6 @@ KernelTable SpmmMmaTable() {
       {KernelId::kSpmmMma64x64Window, 16, SpmmMmaFunction<T, Small, kWindow, 16>()},
       {KernelId::kSpmmMma64x64Window, 32, SpmmMmaFunction<T, Small, kWindow, 32>()},
       {KernelId::kSpmmMma64x64Gather, 32, SpmmMmaFunction<T, Small, kGather, 32>()},
-      {KernelId::kSpmmMma128x256Window, 32, SpmmMmaFunction<T, Wide, kWindow, 32>()},
-      {KernelId::kSpmmMma128x256Window, 64, SpmmMmaFunction<T, WideSquare, kWindow, 64>()},
   };
   return {entries, static_cast<int32_t>(sizeof(entries) / sizeof(entries[0]))};
 }

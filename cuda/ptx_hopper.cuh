@@ -10,15 +10,11 @@
 #include <cstdint>
 
 #include "ptx.cuh"
+#include "ptx_barrier.cuh"
 
 namespace jax_nm::ptx {
 
 // ---- Barriers in shared memory ----
-
-// https://docs.nvidia.com/cuda/parallel-thread-execution/#parallel-synchronization-and-communication-instructions-mbarrier-init
-__device__ __forceinline__ void BarrierInit(uint32_t barrier, int32_t arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
-}
 
 // Makes initialised barriers visible to bulk copies.
 // https://docs.nvidia.com/cuda/parallel-thread-execution/#parallel-synchronization-and-communication-instructions-membar
@@ -26,42 +22,10 @@ __device__ __forceinline__ void FenceBarrierInit() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 
-// https://docs.nvidia.com/cuda/parallel-thread-execution/#parallel-synchronization-and-communication-instructions-mbarrier-arrive
-__device__ __forceinline__ void BarrierArrive(uint32_t barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-
 // Arrives and makes the phase wait for `bytes` of bulk copies.
 __device__ __forceinline__ void BarrierArriveExpect(uint32_t barrier, int32_t bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
                : "memory");
-}
-
-// https://docs.nvidia.com/cuda/parallel-thread-execution/#parallel-synchronization-and-communication-instructions-mbarrier-test-wait-mbarrier-try-wait
-__device__ __forceinline__ bool BarrierTryWait(uint32_t barrier, uint32_t parity) {
-  uint32_t done;
-  asm volatile(
-      "{\n"
-      ".reg .pred done;\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 done, [%1], %2;\n"
-      "selp.u32 %0, 1, 0, done;\n"
-      "}"
-      : "=r"(done)
-      : "r"(barrier), "r"(parity)
-      : "memory");
-  return done != 0;
-}
-
-// Waits until the phase of that parity is complete.
-__device__ __forceinline__ void BarrierWait(uint32_t barrier, uint32_t parity) {
-  while (!BarrierTryWait(barrier, parity)) {
-  }
-}
-
-// A barrier of the block by number, for `threads` of its threads.
-// https://docs.nvidia.com/cuda/parallel-thread-execution/#parallel-synchronization-and-communication-instructions-bar
-__device__ __forceinline__ void NamedBarrierSync(int32_t number, int32_t threads) {
-  asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
 }
 
 // ---- Clusters ----

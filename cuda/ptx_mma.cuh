@@ -47,13 +47,4 @@ __device__ __forceinline__ void Mma1688(float (&d)[4], const uint32_t (&a)[4],
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// https://docs.nvidia.com/cuda/parallel-thread-execution/#data-movement-and-conversion-instructions-cvt
-// Rounds to the 10 bits of TF32, to nearest; the product alone would cut them off. As in any format
-// with fewer bits, the largest finite numbers (from 2^128 - 2^116 on) round to infinity.
-__device__ __forceinline__ uint32_t RoundToTf32(uint32_t bits) {
-  uint32_t rounded;
-  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(__uint_as_float(bits)));
-  return rounded;
-}
-
 }  // namespace jax_nm::ptx

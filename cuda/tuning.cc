@@ -100,7 +100,6 @@ Config BaseConfig(const KernelInfo& kernel, int32_t element_bytes) {
     case KernelId::kSpmmMma128x128Gather:
     case KernelId::kSpmmMma64x64Window:
     case KernelId::kSpmmMma64x64Gather:
-    case KernelId::kSpmmMma128x256Window:
     case KernelId::kSpmmHopper256x128:
     case KernelId::kSpmmHopper128x128:
     case KernelId::kSpmmHopper256x64x2:
@@ -214,7 +213,8 @@ Candidate BestOf(const Problem& p, const Device& device, const KernelInfo& kerne
   best.verdict = Verdict::kSharedMemory;
   const int64_t partial_bytes = std::max<int64_t>(ResultElements(p), 1) * 4;
   for (Config c : Shapes(p, kernel)) {
-    for (int32_t stages : {2, 3, 1}) {
+    for (int32_t stages : {2, 3, 1, 4, 6}) {
+      if (stages > 3 && !IsMma(kernel.id)) break;
       c.stages = stages;
       c.split = 1;
       Finish(p, c);

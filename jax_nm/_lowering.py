@@ -23,7 +23,6 @@ import numpy as np
 from jax_nm import _dense, _reference
 
 if TYPE_CHECKING:
-    from jax_nm._pattern import Pattern
     from jax_nm._primitives import Spec
 
 try:

@@ -105,8 +105,9 @@ def test_symbolic_rows_cross_feature_major(with_cuda):
     [
         ("bfloat16", 128, None, 400),
         ("float16", 512, None, 400),
-        ("bfloat16", 128, "row", 393),
-        ("bfloat16", 32, None, 393),
+        ("bfloat16", 128, "row", 400),
+        ("bfloat16", 8, None, 400),
+        ("bfloat16", 12, None, 393),
         ("float32", 128, None, 393),
     ],
 )

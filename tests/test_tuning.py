@@ -47,9 +47,12 @@ REASONS = {
     "needs at least",
     "gathering needs",
     "needs a device of compute capability 9.0",
+    "rounds float32 operands to TF32",
+    "needs a vector_length that is a multiple of",
     "kernel",
 }
 HOPPER = {k: v for k, v in _tuning.kernels().items() if "hopper" in k}
+MMA = {k: v for k, v in _tuning.kernels().items() if "mma" in k}
 # What each kernel of spmm_t keeps of a window of 32.
 SCATTER_KEPT = {
     "spmm_t_hopper_128": 16,
@@ -148,7 +151,7 @@ def test_every_layout_and_batch_has_a_choice(op):
 )
 def test_forced_kernels_are_honoured(name, kernel, arch):
     op = max((op for op in OPS if name.startswith(f"{op}_")), key=len)
-    spec = dict(kernel=kernel, arch=arch)
+    spec = dict(kernel=kernel, arch=arch, allow_tf32=name in MMA)
     if name in HOPPER:
         n = SCATTER_KEPT.get(name, 8)
         spec |= dict(dtype="bfloat16", pattern=(n, 32, 256), allow_tf32=True)
@@ -309,7 +312,9 @@ def test_every_kernel_of_spmm_takes_a_fused_product():
         if name.startswith(("spmm_t_", "sddmm_")):
             continue
         make = half if name in HOPPER else problem
-        spec = make(kernel=kernel, activation="gelu", has_bias=True)
+        spec = make(
+            kernel=kernel, activation="gelu", has_bias=True, allow_tf32=name in MMA
+        )
         assert _tuning.choose(**spec)["kernel"] == name
 
 
@@ -576,6 +581,79 @@ def test_few_tiles_are_small_or_shared(rows, cols, depth, n, block_rows, cluster
     config = choice["config"]
     assert (config["block_rows"], config["cluster"]) == (block_rows, cluster), choice
     assert ("shared by" in choice["why"]) == (cluster > 1)
+
+
+# Tensor cores of a warp.
+
+
+@pytest.mark.parametrize("arch", SHARED_BYTES)
+@pytest.mark.parametrize("dtypes", DTYPES)
+@pytest.mark.parametrize("length", (8, 16, 24, 32, 48, 64, 128, 4096))
+def test_vectors_of_whole_eights_run_on_tensor_cores(arch, dtypes, length):
+    pattern = (8, 32, length)
+    spec = problem(
+        dtype=dtypes[0],
+        result_dtype=dtypes[1],
+        pattern=pattern,
+        arch=arch,
+        allow_tf32=True,
+    )
+    choice = _tuning.choose(**spec)
+    half = dtypes[0] != "float32"
+    wgmma = arch == 90 and half and length % 64 == 0
+    assert choice["kernel"] in (HOPPER if wgmma else MMA), choice
+    if not wgmma:
+        config = choice["config"]
+        widest = 32 if config["block_cols"] == 64 else 64
+        assert config["group_cols"] == max(
+            g for g in (8, 16, 32, 64) if length % g == 0 and g <= widest
+        )
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    (
+        (dict(allow_tf32=False), "rounds float32 operands to TF32, which HIGHEST"),
+        (dict(x_feature_major=False), "needs a feature-major x .* a row-major one"),
+        (dict(rows=4097), "needs a feature-major x .* got 4097 rows"),
+        (dict(cols=4098), "needs rows of values of whole 16 bytes, got 4098 columns"),
+        (dict(pattern=(8, 32, 12)), "a multiple of (8|32) or spans .* got 12"),
+        (dict(dtype="bfloat16", rows=4100), "got 4100 rows"),
+    ),
+)
+def test_what_tensor_cores_of_a_warp_do_not_take(change, reason):
+    spec = problem(**{"allow_tf32": True, "pattern": (8, 32, 32), **change})
+    choice = _tuning.choose(**spec)
+    assert choice["kernel"] not in MMA
+    reasons = [why for name, why in choice["rejected"] if name in MMA]
+    assert reasons and all(re.search(reason, why) for why in reasons), reasons
+    with pytest.raises(ValueError, match=reason):
+        _tuning.choose(**spec | {"kernel": MMA["spmm_mma_64x64_window"]})
+
+
+def test_padded_values_reach_the_tensor_cores_of_a_warp():
+    spec = problem(cols=4098, padded_values=True, allow_tf32=True)
+    assert _tuning.choose(**spec)["kernel"] in MMA
+
+
+@pytest.mark.parametrize(
+    "dtype, pattern, kernel, microseconds",
+    (
+        ("bfloat16", (16, 32, 32), "spmm_mma_128x128_window", 242),
+        ("bfloat16", (8, 32, 32), "spmm_mma_128x128_gather", 175),
+        ("bfloat16", (4, 32, 32), "spmm_mma_128x128_gather", 101),
+        ("float32", (16, 32, 128), "spmm_mma_128x128_gather", 432),
+        ("float32", (8, 32, 128), "spmm_mma_128x128_gather", 236),
+        ("float32", (4, 32, 128), "spmm_mma_128x128_gather", 138),
+    ),
+)
+def test_the_choice_and_its_time_are_those_measured(
+    dtype, pattern, kernel, microseconds
+):
+    # On an H200 at 4096^3, the kernel alone.
+    choice = _tuning.choose(**problem(dtype=dtype, pattern=pattern, allow_tf32=True))
+    assert choice["kernel"] == kernel
+    assert choice["predicted_us"] == pytest.approx(microseconds, rel=0.15)
 
 
 # Dense or sparse, for the forward product.

@@ -1,53 +1,38 @@
-// What a block of spmm on the tensor cores of a warp stages for one step: x for some slots (whole
-// windows, or gathered rows), the values of those slots, and a table that says where each slot's
-// row of x is. Global memory is read in whole, aligned 16-byte units.
-//
-// Copies and index decoding are work of the warps that multiply, so what they cost is time in which
-// tensor cores wait: whatever does not change from step to step is computed once, and the copies of
-// a step that lies wholly inside the matrix check nothing.
+// The warps of spmm on tensor cores that copy: they decode the indices of each step, and copy x and
+// the values to its stage, in whole, aligned 16-byte units. What does not change from step to step
+// is computed once, and copies that lie wholly inside the matrix check nothing.
 #pragma once
 
-#include <type_traits>
-
-#include "kernel_args.h"
-#include "ptx.cuh"
+#include "ptx_barrier.cuh"
+#include "spmm_mma_stages.cuh"
 
 namespace jax_nm {
 
-// Lines of whole 128 bytes whose 16-byte units change places, unit u to u ^ Swizzle(line): what is
-// read at once, the same unit of eight consecutive lines (in float32 two units of four), lies in
-// different banks. Of lines picked from a window about two in eight meet.
-template <class T>
-struct SwizzledLines {
-  static constexpr int32_t kPeriod = 16 / static_cast<int32_t>(sizeof(T));
-  static __device__ __forceinline__ int32_t Swizzle(int32_t line) {
-    return sizeof(T) == 4 ? line % 4 * 2 : line % 8;
-  }
-  static __device__ __forceinline__ int32_t Offset(int32_t line, int32_t byte, int32_t stride) {
-    return line * stride + (byte ^ Swizzle(line) * 16);
-  }
-};
-
 template <class Traits>
-struct SpmmMmaOperands {
-  using T = typename Traits::T;
-  using Tile = typename Traits::Tile;
-  using Lines = SwizzledLines<T>;
-  static constexpr bool kWindow = Traits::kStaging == Staging::kWindow;
-  // Windows: where the slot's line begins in its stage, in 16-byte units, swizzled. Gathering: the
-  // feature that is copied, or -1.
-  using TableEntry = std::conditional_t<kWindow, uint16_t, int32_t>;
+struct SpmmMmaCopier : SpmmMmaStages<Traits> {
+  using Base = SpmmMmaStages<Traits>;
+  using Base::args;
+  using Base::col0;
+  using Base::first_group;
+  using Base::kElement;
+  using Base::kRowStride;
+  using Base::kValueStride;
+  using Base::kWindow;
+  using Base::row0;
+  using Base::steps;
+  using Base::table_slots;
+  using Base::tile;
+  using typename Base::Lines;
+  using typename Base::T;
+  using typename Base::TableEntry;
+  using typename Base::Tile;
 
-  static constexpr int kElement = sizeof(T);
-  static constexpr int kRowStride = Tile::kBlockRows * kElement;
-  static constexpr int kValueStride = Tile::kBlockCols * kElement;
+  static constexpr int kThreads = kMmaCopyThreads;
   // A thread copies one unit of every kPass-th line.
-  static constexpr int kXPass = Tile::kThreads * 16 / kRowStride;
-  static constexpr int kValuePass = Tile::kThreads * 16 / kValueStride;
+  static constexpr int kXPass = kThreads * 16 / kRowStride;
+  static constexpr int kValuePass = kThreads * 16 / kValueStride;
   static constexpr int kXCopies = kMmaSlots / kXPass;  // of kMmaSlots lines
-  static constexpr int kValueCopies = kMmaSlots / kValuePass;
-  static_assert(kRowStride % 128 == 0 && kValueStride % 128 == 0,
-                "Units change places within 128 bytes");
+  static constexpr int kBatch = 4;                     // copies between two comparisons
   static_assert(kXPass % Lines::kPeriod == 0 && kValuePass % Lines::kPeriod == 0,
                 "A thread copies lines that are swizzled alike");
   static_assert(kMmaSlots % kXPass == 0 && kMmaSlots % kValuePass == 0,
@@ -70,42 +55,52 @@ struct SpmmMmaOperands {
     uint32_t place;        // in the table
   };
   static constexpr int kEntries = 2;
+  static constexpr int kCopyBarrier = 1;  // 0 is the whole block's
   static constexpr int32_t kNoSlot = 1 << 30;
 
-  const KernelArgs& args;
-  TileCoordinates tile;
+  const int32_t thread;  // among those that copy
   const uint8_t* indices;
-  int32_t table_slots;  // slots per group in a table
-  int32_t row0, col0;   // of the block
-  int32_t first_group;
-  uint32_t base;  // the shared address of stage 0
   Copies x, values;
   Entry entries[kEntries];
   uint8_t fetched[kEntries];
 
-  __device__ __forceinline__ SpmmMmaOperands(const KernelArgs& a, const void* shared)
-      : args(a),
-        tile(LocateTile(a.first_tile + blockIdx.x, a.outer_tiles, a.inner_tiles, a.config.split)) {
+  __device__ __forceinline__ SpmmMmaCopier(const KernelArgs& a, const void* shared)
+      : Base(a, shared), thread(threadIdx.x - Tile::kThreads) {
     indices = a.indices + tile.batch * a.groups * a.kept;
-    table_slots = TableSlots(Op::kSpmm, a.config);
-    row0 = tile.outer * Tile::kBlockRows;
-    col0 = tile.inner * Tile::kBlockCols;
-    first_group = col0 / a.vector_length;
-    base = ptx::SharedAddress(shared);
-    ptx::KeepInRegister(base);
     x = MakeCopies<kRowStride>(static_cast<const T*>(a.first) + tile.batch * a.rows * a.depth, row0,
                                a.rows);
     values = MakeCopies<kValueStride>(
         static_cast<const T*>(a.second) + tile.batch * a.kept * a.values_cols, col0, a.values_cols);
 #pragma unroll
-    for (int q = 0; q < kEntries; ++q) entries[q] = MakeEntry(threadIdx.x + q * Tile::kThreads);
+    for (int q = 0; q < kEntries; ++q) entries[q] = MakeEntry(thread + q * kThreads);
+  }
+
+  // Indices are read two steps ahead of their copies and decoded one step ahead.
+  __device__ __forceinline__ void Run() {
+    ClearZeroLines();
+    Fetch(steps.first);
+    Decode(steps.first, 0);
+    if (steps.first + 1 < steps.last) Fetch(steps.first + 1);
+    MmaTurn turn;
+    for (int32_t step = steps.first; step < steps.last; ++step) {
+      // Threads copy what others have decoded.
+      if (!kWindow) ptx::NamedBarrierSync(kCopyBarrier, kThreads);
+      if (turn.round > 0) ptx::BarrierWait(this->Empty(turn.stage), (turn.round - 1) % 2);
+      Issue(step, turn.stage, turn.table);
+      ptx::BarrierArriveAfterCopies(this->Full(turn.stage));
+      ptx::BarrierArrive(this->Full(turn.stage));
+      turn.Advance(args.config.stages);
+      // The table was that of a step whose stage has been handed back since.
+      if (step + 1 < steps.last) Decode(step + 1, turn.table);
+      if (step + 2 < steps.last) Fetch(step + 2);
+    }
   }
 
   template <int kStride>
-  __device__ __forceinline__ static Copies MakeCopies(const T* matrix, int32_t first,
-                                                      int32_t length) {
+  __device__ __forceinline__ Copies MakeCopies(const T* matrix, int32_t first,
+                                               int32_t length) const {
     constexpr int kUnits = kStride / 16, kUnit = 16 / kElement;
-    const int32_t line = threadIdx.x / kUnits, unit = threadIdx.x % kUnits;
+    const int32_t line = thread / kUnits, unit = thread % kUnits;
     const int32_t element = first + unit * kUnit;
     return {line, static_cast<uint32_t>(Lines::Offset(line, unit * 16, kStride)),
             reinterpret_cast<const unsigned char*>(matrix + element), element < length ? 16 : 0};
@@ -129,10 +124,6 @@ struct SpmmMmaOperands {
     return args.config.groups_in_tile * table_slots;
   }
 
-  __device__ __forceinline__ uint32_t Table(int32_t table) const {
-    return base + args.layout.table_offset + table * args.layout.table_bytes;
-  }
-
   __device__ __forceinline__ bool IsValid(const Entry& entry, int32_t first_slot) const {
     return entry.slot < args.valid_kept - first_slot;
   }
@@ -147,15 +138,15 @@ struct SpmmMmaOperands {
 
   __device__ __forceinline__ void Decode(int32_t step, int32_t table) const {
     const int32_t first_slot = step * args.config.block_kept;
-    const uint32_t start = Table(table);
+    const uint32_t start = this->Table(table);
     const int32_t count = EntryCount();
 #pragma unroll
     for (int q = 0; q < kEntries; ++q) {
-      if (static_cast<int32_t>(threadIdx.x) + q * Tile::kThreads < count) {
+      if (thread + q * kThreads < count) {
         DecodeEntry(entries[q], fetched[q], step, first_slot, start);
       }
     }
-    for (int32_t i = threadIdx.x + kEntries * Tile::kThreads; i < count; i += Tile::kThreads) {
+    for (int32_t i = thread + kEntries * kThreads; i < count; i += kThreads) {
       const Entry entry = MakeEntry(i);
       const uint8_t index = IsValid(entry, first_slot) ? __ldg(entry.index + first_slot) : 0;
       DecodeEntry(entry, index, step, first_slot, start);
@@ -181,22 +172,12 @@ struct SpmmMmaOperands {
 
   // ---- The copies of a step. ----
 
-  __device__ __forceinline__ uint32_t Stage(int32_t stage) const {
-    return base + stage * args.layout.stage_bytes;
-  }
-
-  // Slots of the step, rounded up to whole products: the surplus is zero.
-  __device__ __forceinline__ int32_t StepSlots(int32_t step) const {
-    const int32_t left = args.valid_kept - step * args.config.block_kept;
-    return RoundUp(min(left, args.config.block_kept), kMmaSlots);
-  }
-
   // Windows: the last line of each stage stays zero. It is what slots that hold nothing read.
   __device__ __forceinline__ void ClearZeroLines() const {
     if constexpr (kWindow) {
       for (int32_t stage = 0; stage < args.config.stages; ++stage) {
-        const uint32_t line = Stage(stage) + (args.layout.first_count - 1) * kRowStride;
-        for (int32_t i = threadIdx.x * 4; i < kRowStride; i += Tile::kThreads * 4) {
+        const uint32_t line = this->Stage(stage) + (args.layout.first_count - 1) * kRowStride;
+        for (int32_t i = thread * 4; i < kRowStride; i += kThreads * 4) {
           ptx::StoreShared4(line + i, 0);
         }
       }
@@ -204,19 +185,18 @@ struct SpmmMmaOperands {
   }
 
   __device__ __forceinline__ void Issue(int32_t step, int32_t stage, int32_t table) const {
-    const uint32_t lines = Stage(stage);
+    const uint32_t lines = this->Stage(stage);
     const int32_t first_slot = step * args.config.block_kept;
     const int32_t valid_slots = min(args.config.block_kept, args.valid_kept - first_slot);
     const uint32_t value_pitch = static_cast<uint32_t>(args.values_cols) * kElement;
     const uint32_t pitch = static_cast<uint32_t>(args.rows) * kElement;
-    CopyLines<kValuePass, kValueStride, kValueCopies>(values, value_pitch, first_slot, valid_slots,
-                                                      table_slots,
-                                                      lines + args.layout.second_offset);
+    CopyLines<kValuePass, kValueStride>(values, value_pitch, first_slot, valid_slots, table_slots,
+                                        lines + args.layout.second_offset);
     if constexpr (kWindow) {
       const int32_t first_feature = step * args.config.block_windows * args.m;
       const int32_t features = args.layout.first_count - 1;
-      CopyLines<kXPass, kRowStride, 4>(x, pitch, first_feature,
-                                       min(features, args.depth - first_feature), features, lines);
+      CopyLines<kXPass, kRowStride>(x, pitch, first_feature,
+                                    min(features, args.depth - first_feature), features, lines);
     } else {
       GatherLines(table, pitch, lines);
     }
@@ -224,7 +204,7 @@ struct SpmmMmaOperands {
 
   // `count` lines of a stage from consecutive lines of the matrix, of which `valid` are copied and
   // the others zeroed.
-  template <int kPass, int kStride, int kBatch>
+  template <int kPass, int kStride>
   __device__ __forceinline__ static void CopyLines(const Copies& c, uint32_t pitch, int32_t first,
                                                    int32_t valid, int32_t count, uint32_t lines) {
     const unsigned char* source =
@@ -249,27 +229,25 @@ struct SpmmMmaOperands {
     }
   }
 
-  // One line for each slot of each group.
+  // One line for each slot of each group. Table entries are read one turn ahead of their copies.
   __device__ __forceinline__ void GatherLines(int32_t table, uint32_t pitch, uint32_t lines) const {
-    uint32_t entry = Table(table) + x.line * kXCopies * sizeof(TableEntry);
+    uint32_t entry = this->Table(table) + x.line * kXCopies * sizeof(TableEntry);
     uint32_t target = lines + x.place;
     const uint32_t end = lines + args.layout.first_count * kRowStride;
-#pragma unroll 1
+    int32_t features[kXCopies], next[kXCopies];
+    ptx::LoadShared(entry, features);
+#pragma unroll 2
     for (; target < end; target += kMmaSlots * kRowStride) {
-      int32_t features[kXCopies];
-      ptx::LoadShared(entry, features);
+      entry += kMmaSlots * sizeof(TableEntry);
+      ptx::LoadShared(entry, next);  // behind the last entry there is something, too
 #pragma unroll
       for (int i = 0; i < kXCopies; ++i) {
         const uint64_t offset = uint64_t{static_cast<uint32_t>(features[i])} * pitch;
         ptx::CopyAsync16(target + i * kXPass * kRowStride, x.source + offset,
                          features[i] >= 0 ? x.bytes : 0);
+        features[i] = next[i];
       }
-      entry += kMmaSlots * sizeof(TableEntry);
     }
-  }
-
-  __device__ __forceinline__ int32_t GroupOf(int32_t column) const {
-    return args.by_vector_length.Quotient(col0 + column) - first_group;
   }
 };
 
