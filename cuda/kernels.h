@@ -24,6 +24,9 @@ struct KernelTable {
 KernelTable SpmmFloat32();
 KernelTable SpmmBFloat16();
 KernelTable SpmmFloat16();
+KernelTable SpmmSkinnyFloat32();
+KernelTable SpmmSkinnyBFloat16();
+KernelTable SpmmSkinnyFloat16();
 KernelTable SpmmTFloat32();
 KernelTable SpmmTBFloat16();
 KernelTable SpmmTFloat16();

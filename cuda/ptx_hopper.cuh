@@ -9,11 +9,10 @@
 
 #include <cstdint>
 
-namespace jax_nm::ptx {
+#include "ptx.cuh"
+#include "ptx_cluster.cuh"
 
-__device__ __forceinline__ uint32_t SharedAddress(const void* pointer) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
-}
+namespace jax_nm::ptx {
 
 // ---- Barriers in shared memory ----
 
@@ -58,37 +57,6 @@ __device__ __forceinline__ bool BarrierTryWait(uint32_t barrier, uint32_t parity
 __device__ __forceinline__ void BarrierWait(uint32_t barrier, uint32_t parity) {
   while (!BarrierTryWait(barrier, parity)) {
   }
-}
-
-// A barrier of the block by number, for `threads` of its threads.
-// https://docs.nvidia.com/cuda/parallel-thread-execution/#parallel-synchronization-and-communication-instructions-bar
-__device__ __forceinline__ void NamedBarrierSync(int32_t number, int32_t threads) {
-  asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
-}
-
-// ---- Clusters ----
-
-// Waits for all threads of the cluster; what they wrote before is visible behind it.
-// https://docs.nvidia.com/cuda/parallel-thread-execution/#parallel-synchronization-and-communication-instructions-barrier-cluster
-__device__ __forceinline__ void ClusterSync() {
-  asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
-}
-
-// The address of the same place in the shared memory of the cluster's block `rank`.
-// https://docs.nvidia.com/cuda/parallel-thread-execution/#data-movement-and-conversion-instructions-mapa
-__device__ __forceinline__ uint32_t PeerAddress(uint32_t shared, int32_t rank) {
-  uint32_t address;
-  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared), "r"(rank));
-  return address;
-}
-
-__device__ __forceinline__ float4 LoadPeer(uint32_t address) {
-  float4 v;
-  asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
-               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
-               : "r"(address)
-               : "memory");
-  return v;
 }
 
 // ---- Register budgets ----

@@ -6,6 +6,7 @@
 #include "kernel_args.h"
 #include "tuning_cost.h"
 #include "tuning_hopper.h"
+#include "tuning_skinny.h"
 
 namespace jax_nm {
 namespace {
@@ -95,6 +96,10 @@ Config BaseConfig(const KernelInfo& kernel, int32_t element_bytes) {
     case KernelId::kSddmm32x32Gather:
       return SddmmConfig<SddmmSmall>(kernel, element_bytes);
     case KernelId::kAuto:
+    case KernelId::kSpmmSkinny8:
+    case KernelId::kSpmmSkinny16:
+    case KernelId::kSpmmSkinny32:
+    case KernelId::kSpmmSkinny64:
     case KernelId::kSpmmHopper256x128:
     case KernelId::kSpmmHopper128x128:
     case KernelId::kSpmmHopper256x64x2:
@@ -180,6 +185,9 @@ Verdict CheckKernel(const Problem& p, const Device& device, const KernelInfo& ke
     if (!device.wgmma) return Verdict::kWgmma;
     return HopperReason(p, kernel.id).empty() ? Verdict::kChosen : Verdict::kHopper;
   }
+  if (IsSkinny(kernel.id)) {
+    return SkinnyReason(p, kernel.id).empty() ? Verdict::kChosen : Verdict::kSkinny;
+  }
   const int32_t thread_cols = BaseConfig(kernel, ByteWidth(p.dtype)).thread_cols;
   if (p.op == Op::kSpmm && kernel.staging == Staging::kGather &&
       EffectiveVectorLength(p) % thread_cols != 0) {
@@ -198,6 +206,7 @@ Candidate BestOf(const Problem& p, const Device& device, const KernelInfo& kerne
     best.cycles = HopperCycles(p, best.config);
     return best;
   }
+  if (IsSkinny(kernel.id)) return BestSkinny(p, device, kernel, workspace_bytes);
   best.verdict = Verdict::kSharedMemory;
   const int64_t partial_bytes = std::max<int64_t>(ResultElements(p), 1) * 4;
   for (Config c : Shapes(p, kernel)) {
@@ -233,8 +242,11 @@ Candidate BestOf(const Problem& p, const Device& device, const KernelInfo& kerne
 // 0.98 ms by the best generic kernel and 0.066 ms by the Hopper kernel.
 constexpr double kHopperDoubt = 2.0;
 
+// The same holds of the skinny kernels, with which a Hopper kernel never competes: they read x
+// row-major.
 double Rank(const Candidate& candidate) {
-  return IsHopper(candidate.kernel->id) ? candidate.cycles / kHopperDoubt : candidate.cycles;
+  const KernelId id = candidate.kernel->id;
+  return IsHopper(id) || IsSkinny(id) ? candidate.cycles / kHopperDoubt : candidate.cycles;
 }
 
 std::string Kilobytes(int64_t bytes) { return std::to_string(CeilDiv64(bytes, 1024)) + " KB"; }
@@ -322,12 +334,16 @@ std::string Reason(const Problem& p, const Choice& choice, const Candidate& cand
   switch (candidate.verdict) {
     case Verdict::kChosen: {
       const TileCounts tiles = Tiles(p, c);
-      const int64_t blocks = p.batch * tiles.outer * tiles.inner * c.split;
+      const int32_t shares = IsSkinny(c.kernel) ? c.split * c.cluster : c.split;
+      const int64_t blocks = p.batch * tiles.outer * tiles.inner * shares;
       return (p.kernel != 0 ? "asked for by its id; " : "the fastest by estimate, ") +
              Cycles(candidate.cycles) + ": " + std::to_string(blocks) +
              (IsHopper(c.kernel)
                   ? " tiles, walked by " + std::to_string(c.blocks) + " blocks" + Sharing(c)
                   : std::string(" blocks")) +
+             (IsSkinny(c.kernel) && c.cluster > 1
+                  ? " in clusters of " + std::to_string(c.cluster) + ", which share a tile's slots"
+                  : "") +
              (c.split > 1 ? " (each reduction split " + std::to_string(c.split) + " ways)" : "") +
              " on " + std::to_string(choice.device.num_sms) + " SMs";
     }
@@ -364,6 +380,8 @@ std::string Reason(const Problem& p, const Choice& choice, const Candidate& cand
              std::to_string(choice.device.arch);
     case Verdict::kHopper:
       return HopperReason(p, candidate.kernel->id);
+    case Verdict::kSkinny:
+      return SkinnyReason(p, candidate.kernel->id);
   }
   return "";
 }

@@ -54,6 +54,7 @@ enum class Verdict {
   kSharedMemory,   // no configuration fits
   kWgmma,          // the device has no wgmma, or the build no code for it
   kHopper,         // what the Hopper kernels need of a problem, see HopperReason
+  kSkinny,         // what the skinny kernels need of a problem, see SkinnyReason
 };
 
 struct Candidate {

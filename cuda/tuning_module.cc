@@ -6,6 +6,7 @@
 #include <string>
 
 #include "named_problem.h"
+#include "skinny_config.h"
 #include "tuning.h"
 #include "tuning_hopper.h"
 
@@ -26,6 +27,9 @@ nb::dict ToDict(const Config& c) {
     d["raster_cols"] = c.raster_cols;
     d["blocks"] = c.blocks;
     d["shared_tiles"] = c.shared_tiles;
+    d["cluster"] = c.cluster;
+  } else if (IsSkinny(c.kernel)) {
+    d["kept_warps"] = c.kept_warps;
     d["cluster"] = c.cluster;
   } else {
     d["thread_rows"] = c.thread_rows;
