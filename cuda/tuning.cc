@@ -290,6 +290,7 @@ Choice Choose(const Problem& p, int32_t arch, int32_t num_sms, bool wgmma,
   Choice choice{};
   choice.device = DeviceOf(p.arch != 0 ? p.arch : arch, num_sms);
   choice.device.wgmma = choice.device.wgmma && wgmma;
+  choice.device.clusters = choice.device.clusters && arch >= 90;
   const KernelId forced = static_cast<KernelId>(p.kernel);
   if (forced != KernelId::kAuto) {
     const KernelInfo* kernel = FindKernel(forced);

@@ -143,11 +143,11 @@ void SetStages(const Problem& p, Config& c, int32_t stages) {
 }  // namespace
 
 std::string SkinnyReason(const Problem& p, KernelId kernel) {
+  if (p.x_layout != Layout::kRowMajor) return "needs a row-major x, got a feature-major one";
   const int32_t element = ByteWidth(p.dtype);
   if (element == 4 && SkinnyRows(kernel) > 32) {
     return "needs bfloat16 or float16 operands; float32 has tiles of at most 32 rows";
   }
-  if (p.x_layout != Layout::kRowMajor) return "needs a row-major x, got a feature-major one";
   if (p.batch == 0 || p.rows == 0 || p.cols == 0 || p.depth == 0) {
     return "needs something to multiply, got an empty operand";
   }
@@ -202,7 +202,7 @@ Candidate BestSkinny(const Problem& p, const Device& device, const KernelInfo& k
           c.split = shares;
           if (shares == 1 || shares * partial_bytes <= workspace_bytes) consider(c);
           c.split = 1;
-          if (shares > 1 && shares <= 4 && device.arch >= 90) {
+          if (shares > 1 && shares <= 4 && device.clusters) {
             c.cluster = shares;
             consider(c);
             c.cluster = 1;
