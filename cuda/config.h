@@ -35,6 +35,10 @@ enum class KernelId : int32_t {
   kSpmmMma128x128Gather = 12,
   kSpmmMma64x64Window = 13,
   kSpmmMma64x64Gather = 14,
+  kSpmmSkinny8 = 31,
+  kSpmmSkinny16 = 32,
+  kSpmmSkinny32 = 33,
+  kSpmmSkinny64 = 34,
   kSpmmT4x16 = 21,
   kSpmmT2x16 = 22,
   kSpmmT1x16 = 23,
@@ -82,7 +86,8 @@ struct Config {
   int32_t raster_cols;   // Hopper: column tiles that are walked before the next row tile
   int32_t blocks;        // Hopper: that the launch has, each of which walks over tiles
   int32_t shared_tiles;  // Hopper: tiles of which each is shared by the blocks of a cluster
-  int32_t cluster;       // Hopper: the blocks of a cluster
+  int32_t cluster;       // Hopper, skinny: the blocks of a cluster
+  int32_t kept_warps;    // skinny: the groups of warps that take steps in turn
   int64_t shared_bytes;
 };
 

@@ -6,6 +6,7 @@
 #include "launch_args.h"
 #include "launch_hopper.h"
 #include "reduce.cuh"
+#include "skinny_config.h"
 #include "tuning_hopper.h"
 #include "tuning_mma.h"
 
@@ -37,14 +38,46 @@ KernelTable HopperTableOf(const Problem& p) {
 KernelTable HopperTableOf(const Problem&) { return {nullptr, 0}; }
 #endif
 
+KernelTable SkinnyTableOf(DType dtype) {
+  return dtype == DType::kFloat32    ? SpmmSkinnyFloat32()
+         : dtype == DType::kBFloat16 ? SpmmSkinnyBFloat16()
+                                     : SpmmSkinnyFloat16();
+}
+
 // Null if there is none: `Choose` rules that out.
 KernelEntry* FindEntry(const Problem& p, const Config& config) {
-  const KernelTable table = IsHopper(config.kernel) ? HopperTableOf(p) : TableOf(p, config);
+  const KernelTable table = IsHopper(config.kernel)   ? HopperTableOf(p)
+                            : IsSkinny(config.kernel) ? SkinnyTableOf(p.dtype)
+                                                      : TableOf(p, config);
   for (int32_t i = 0; i < table.count; ++i) {
     KernelEntry& entry = table.entries[i];
     if (entry.kernel == config.kernel && entry.variant == VariantOf(config)) return &entry;
   }
   return nullptr;
+}
+
+// Blocks [first_tile, ...) of the generic and skinny kernels; those of a cluster share a tile.
+cudaError_t LaunchTiles(const void* function, const Config& config, KernelArgs args, int64_t tiles,
+                        cudaStream_t stream) {
+  const int32_t cluster = std::max(config.cluster, 1);
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+  cudaLaunchConfig_t launch{};
+  launch.blockDim = dim3(static_cast<unsigned>(config.threads));
+  launch.dynamicSmemBytes = static_cast<size_t>(config.shared_bytes);
+  launch.stream = stream;
+  launch.attrs = &attribute;
+  launch.numAttrs = cluster > 1 ? 1 : 0;
+  void* parameters[] = {&args};
+  const int64_t most = kMaxGrid / cluster;
+  for (; args.first_tile < tiles; args.first_tile += most) {
+    const int64_t blocks = std::min(tiles - args.first_tile, most) * cluster;
+    launch.gridDim = dim3(static_cast<unsigned>(blocks));
+    const cudaError_t error = cudaLaunchKernelExC(&launch, function, parameters);
+    if (error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
 }
 
 template <class Out, int kVector>
@@ -100,19 +133,13 @@ cudaError_t Launch(const Problem& p, const Config& config, const Buffers& b, cud
   KernelEntry* entry = FindEntry(p, config);
   if (entry == nullptr) return cudaErrorInvalidDeviceFunction;
   if (IsHopper(config.kernel)) return LaunchHopper(p, config, entry->function, b, stream);
-  KernelArgs args = MakeKernelArgs(p, config, b);
+  const KernelArgs args = MakeKernelArgs(p, config, b);
   if (IsMma(config.kernel) && !(args.first_vector && args.second_vector)) {
     return cudaErrorMisalignedAddress;
   }
   const int64_t tiles = p.batch * args.outer_tiles * args.inner_tiles * config.split;
-  void* parameters[] = {&args};
-  for (; args.first_tile < tiles; args.first_tile += kMaxGrid) {
-    const dim3 grid(static_cast<unsigned>(std::min(tiles - args.first_tile, kMaxGrid)));
-    const cudaError_t error =
-        cudaLaunchKernel(entry->function, grid, dim3(static_cast<unsigned>(config.threads)),
-                         parameters, static_cast<size_t>(config.shared_bytes), stream);
-    if (error != cudaSuccess) return error;
-  }
+  const cudaError_t error = LaunchTiles(entry->function, config, args, tiles, stream);
+  if (error != cudaSuccess) return error;
   if (config.split == 1) return cudaSuccess;
   const ReduceArgs reduce{
       args.partials,    config.split, elements, b.result,

@@ -2,11 +2,13 @@
 
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <map>
 #include <mutex>
 #include <string>
 #include <tuple>
 #include <utility>
+#include <vector>
 
 #include "dispatch.h"
 #include "ffi_problem.h"
@@ -52,7 +54,13 @@ cudaError_t CurrentDevice(DeviceInfo* info) {
     }
   }
   const bool wgmma = major == 9 && minor == 0 && HasHopperKernels();
-  *info = {ordinal, major * 10 + minor, num_sms, wgmma};
+  // Code for older devices launches no clusters, so a device that runs it counts as one of them.
+  int arch = major * 10 + minor;
+  const std::vector<int> built = BuiltArchs();
+  const bool clusters =
+      std::any_of(built.begin(), built.end(), [=](int b) { return b >= 90 && b <= arch; });
+  if (!clusters) arch = std::min(arch, 89);
+  *info = {ordinal, arch, num_sms, wgmma};
   known.emplace(ordinal, *info);
   return cudaSuccess;
 }

@@ -50,6 +50,8 @@ struct KernelArgs {
   Divisor by_n;
   Divisor by_table_slots;  // slots per group in a table of decoded indices
   Divisor by_vector_length;
+  Divisor by_line_vectors;  // skinny: vectors of a staged row of x
+  int32_t index_bytes;      // skinny: of indices that are copied at a time, 16, 4 or 1
 
   bool first_feature_major;  // how the first operand lies, if it is x- or y-like
   bool second_feature_major;

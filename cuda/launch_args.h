@@ -3,6 +3,7 @@
 
 #include "dispatch.h"
 #include "kernel_args.h"
+#include "skinny_config.h"
 #include "tuning.h"
 
 namespace jax_nm {
@@ -12,6 +13,11 @@ namespace jax_nm {
 inline bool IsVector(const void* base, int64_t extent, int32_t element_bytes) {
   const int64_t bytes = extent * element_bytes;
   return reinterpret_cast<uintptr_t>(base) % 16 == 0 && bytes % 16 == 0 && bytes <= UINT32_MAX;
+}
+
+// As IsVector for 4 bytes and lines of bytes.
+inline bool IsWord(const void* base, int64_t extent) {
+  return reinterpret_cast<uintptr_t>(base) % 4 == 0 && extent % 4 == 0;
 }
 
 inline Divisor MakeDivisor(int32_t divisor) {
@@ -60,7 +66,10 @@ inline KernelArgs MakeKernelArgs(const Problem& p, const Config& config, const B
                                 : a.result_feature_major ? p.rows
                                 : p.op == Op::kSpmm      ? p.cols
                                                          : p.depth;
-  a.first_vector = a.first_feature_major && IsVector(b.first, p.rows, bytes);
+  // Only the skinny kernels copy vectors of a row-major operand.
+  const bool skinny = IsSkinny(config.kernel);
+  a.first_vector = a.first_feature_major ? IsVector(b.first, p.rows, bytes)
+                                         : skinny && IsVector(b.first, p.depth, bytes);
   a.second_vector = a.second_feature_major && IsVector(b.second, second_extent, bytes);
   a.result_vector =
       IsVector(config.split > 1 ? b.workspace : b.result, result_extent, result_bytes) &&
@@ -74,6 +83,10 @@ inline KernelArgs MakeKernelArgs(const Problem& p, const Config& config, const B
   a.by_n = MakeDivisor(p.n);
   a.by_table_slots = MakeDivisor(TableSlots(p.op, config));
   a.by_vector_length = MakeDivisor(a.vector_length);
+  if (skinny) {
+    a.by_line_vectors = MakeDivisor(MakeSkinnyLayout(config, p.m, bytes).line_vectors);
+    a.index_bytes = IsVector(b.indices, p.kept, 1) ? 16 : IsWord(b.indices, p.kept) ? 4 : 1;
+  }
   a.config = config;
   a.layout = MakeSharedLayout(p.op, config, p.m, bytes);
   return a;

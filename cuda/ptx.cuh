@@ -87,4 +87,10 @@ __device__ __forceinline__ void WaitGroup() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
+// A barrier of the block by number, for `threads` of its threads.
+// https://docs.nvidia.com/cuda/parallel-thread-execution/#parallel-synchronization-and-communication-instructions-bar
+__device__ __forceinline__ void NamedBarrierSync(int32_t number, int32_t threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
+}
+
 }  // namespace jax_nm::ptx

@@ -1,4 +1,4 @@
-// Barriers in shared memory and of some of a block's warps, sm_80 and newer.
+// Barriers in shared memory, sm_80 and newer.
 #pragma once
 
 #include <cstdint>
@@ -44,12 +44,6 @@ __device__ __forceinline__ bool BarrierTryWait(uint32_t barrier, uint32_t parity
 __device__ __forceinline__ void BarrierWait(uint32_t barrier, uint32_t parity) {
   while (!BarrierTryWait(barrier, parity)) {
   }
-}
-
-// A barrier of the block by number, for `threads` of its threads.
-// https://docs.nvidia.com/cuda/parallel-thread-execution/#parallel-synchronization-and-communication-instructions-bar
-__device__ __forceinline__ void NamedBarrierSync(int32_t number, int32_t threads) {
-  asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
 }
 
 }  // namespace jax_nm::ptx

@@ -7,6 +7,7 @@
 #include "tuning_cost.h"
 #include "tuning_hopper.h"
 #include "tuning_mma.h"
+#include "tuning_skinny.h"
 
 namespace jax_nm {
 namespace {
@@ -100,6 +101,10 @@ Config BaseConfig(const KernelInfo& kernel, int32_t element_bytes) {
     case KernelId::kSpmmMma128x128Gather:
     case KernelId::kSpmmMma64x64Window:
     case KernelId::kSpmmMma64x64Gather:
+    case KernelId::kSpmmSkinny8:
+    case KernelId::kSpmmSkinny16:
+    case KernelId::kSpmmSkinny32:
+    case KernelId::kSpmmSkinny64:
     case KernelId::kSpmmHopper256x128:
     case KernelId::kSpmmHopper128x128:
     case KernelId::kSpmmHopper256x64x2:
@@ -192,6 +197,9 @@ Verdict CheckKernel(const Problem& p, const Device& device, const KernelInfo& ke
   if (IsMma(kernel.id)) {
     return MmaReason(p, kernel.id).empty() ? Verdict::kChosen : Verdict::kMma;
   }
+  if (IsSkinny(kernel.id)) {
+    return SkinnyReason(p, kernel.id).empty() ? Verdict::kChosen : Verdict::kSkinny;
+  }
   const int32_t thread_cols = BaseConfig(kernel, ByteWidth(p.dtype)).thread_cols;
   if (p.op == Op::kSpmm && kernel.staging == Staging::kGather &&
       EffectiveVectorLength(p) % thread_cols != 0) {
@@ -210,6 +218,7 @@ Candidate BestOf(const Problem& p, const Device& device, const KernelInfo& kerne
     best.cycles = HopperCycles(p, best.config);
     return best;
   }
+  if (IsSkinny(kernel.id)) return BestSkinny(p, device, kernel, workspace_bytes);
   best.verdict = Verdict::kSharedMemory;
   const int64_t partial_bytes = std::max<int64_t>(ResultElements(p), 1) * 4;
   for (Config c : Shapes(p, kernel)) {
@@ -247,10 +256,12 @@ Candidate BestOf(const Problem& p, const Device& device, const KernelInfo& kerne
 // 0.98 ms by the best generic kernel and 0.066 ms by the Hopper kernel.
 constexpr double kTensorCoreDoubt = 2.0;
 
+// The same holds of the skinny kernels, with which a Hopper kernel never competes: they read x
+// row-major.
 double Rank(const Candidate& candidate) {
-  return IsHopper(candidate.kernel->id) || IsMma(candidate.kernel->id)
-             ? candidate.cycles / kTensorCoreDoubt
-             : candidate.cycles;
+  const KernelId id = candidate.kernel->id;
+  const bool doubted = IsHopper(id) || IsMma(id) || IsSkinny(id);
+  return doubted ? candidate.cycles / kTensorCoreDoubt : candidate.cycles;
 }
 
 std::string Kilobytes(int64_t bytes) { return std::to_string(CeilDiv64(bytes, 1024)) + " KB"; }
@@ -294,6 +305,7 @@ Choice Choose(const Problem& p, int32_t arch, int32_t num_sms, bool wgmma,
   Choice choice{};
   choice.device = DeviceOf(p.arch != 0 ? p.arch : arch, num_sms);
   choice.device.wgmma = choice.device.wgmma && wgmma;
+  choice.device.clusters = choice.device.clusters && arch >= 90;
   const KernelId forced = static_cast<KernelId>(p.kernel);
   if (forced != KernelId::kAuto) {
     const KernelInfo* kernel = FindKernel(forced);
@@ -338,12 +350,16 @@ std::string Reason(const Problem& p, const Choice& choice, const Candidate& cand
   switch (candidate.verdict) {
     case Verdict::kChosen: {
       const TileCounts tiles = Tiles(p, c);
-      const int64_t blocks = p.batch * tiles.outer * tiles.inner * c.split;
+      const int32_t shares = IsSkinny(c.kernel) ? c.split * c.cluster : c.split;
+      const int64_t blocks = p.batch * tiles.outer * tiles.inner * shares;
       return (p.kernel != 0 ? "asked for; " : "the fastest by estimate, ") +
              Cycles(candidate.cycles) + ": " + std::to_string(blocks) +
              (IsHopper(c.kernel)
                   ? " tiles, walked by " + std::to_string(c.blocks) + " blocks" + Sharing(c)
                   : std::string(" blocks")) +
+             (IsSkinny(c.kernel) && c.cluster > 1
+                  ? " in clusters of " + std::to_string(c.cluster) + ", which share a tile's slots"
+                  : "") +
              (c.split > 1 ? " (each reduction split " + std::to_string(c.split) + " ways)" : "") +
              " on " + std::to_string(choice.device.num_sms) + " SMs";
     }
@@ -382,6 +398,8 @@ std::string Reason(const Problem& p, const Choice& choice, const Candidate& cand
       return HopperReason(p, candidate.kernel->id);
     case Verdict::kMma:
       return MmaReason(p, candidate.kernel->id);
+    case Verdict::kSkinny:
+      return SkinnyReason(p, candidate.kernel->id);
   }
   return "";
 }

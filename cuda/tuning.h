@@ -22,6 +22,7 @@ struct Device {
   bool wgmma;               // runs machine code for sm_90a
   int32_t tensor_flops;     // dense, in half precision, per cycle and SM
   int32_t bytes_per_cycle;  // of memory
+  bool clusters;            // launches blocks in clusters
 };
 
 // Limits of the newest known architecture that is not newer than `arch`. `num_sms` = 0: those of a
@@ -55,6 +56,7 @@ enum class Verdict {
   kWgmma,          // the device has no wgmma, or the build no code for it
   kHopper,         // what the Hopper kernels need of a problem, see HopperReason
   kMma,            // the same of those for the tensor cores of a warp, see MmaReason
+  kSkinny,         // what the skinny kernels need of a problem, see SkinnyReason
 };
 
 struct Candidate {

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "named_problem.h"
+#include "skinny_config.h"
 #include "tuning.h"
 #include "tuning_cost.h"
 #include "tuning_hopper.h"
@@ -27,6 +28,9 @@ nb::dict ToDict(const Config& c) {
     d["raster_cols"] = c.raster_cols;
     d["blocks"] = c.blocks;
     d["shared_tiles"] = c.shared_tiles;
+    d["cluster"] = c.cluster;
+  } else if (IsSkinny(c.kernel)) {
+    d["kept_warps"] = c.kept_warps;
     d["cluster"] = c.cluster;
   } else {
     // Of a warp where it is the warp that has the tensor cores.

@@ -7,12 +7,12 @@ Device DeviceOf(int32_t arch, int32_t num_sms) {
   // CUDA C++ Programming Guide, "Technical Specifications per Compute Capability". The SM counts
   // and memory bandwidths are those of A100, A10, L40S, H200, B200 and RTX PRO 6000.
   constexpr Device kDevices[] = {
-      {120, 188, 128, 99 << 10, 100 << 10, false, 1024, 700},
-      {100, 148, 128, 227 << 10, 228 << 10, false, 8192, 4200},
-      {90, 132, 128, 227 << 10, 228 << 10, true, 4096, 2900},
-      {89, 142, 128, 99 << 10, 100 << 10, false, 1024, 350},
-      {86, 72, 128, 99 << 10, 100 << 10, false, 1024, 350},
-      {80, 108, 64, 163 << 10, 164 << 10, false, 2048, 1430},
+      {120, 188, 128, 99 << 10, 100 << 10, false, 1024, 700, true},
+      {100, 148, 128, 227 << 10, 228 << 10, false, 8192, 4200, true},
+      {90, 132, 128, 227 << 10, 228 << 10, true, 4096, 2900, true},
+      {89, 142, 128, 99 << 10, 100 << 10, false, 1024, 350, false},
+      {86, 72, 128, 99 << 10, 100 << 10, false, 1024, 350, false},
+      {80, 108, 64, 163 << 10, 164 << 10, false, 2048, 1430, false},
   };
   for (Device device : kDevices) {
     if (arch < device.arch) continue;
@@ -35,6 +35,10 @@ const std::vector<KernelInfo>& Kernels() {
       {KernelId::kSpmmMma128x128Gather, "spmm_mma_128x128_gather", Op::kSpmm, kGather},
       {KernelId::kSpmmMma64x64Window, "spmm_mma_64x64_window", Op::kSpmm, kWindow},
       {KernelId::kSpmmMma64x64Gather, "spmm_mma_64x64_gather", Op::kSpmm, kGather},
+      {KernelId::kSpmmSkinny8, "spmm_skinny_8", Op::kSpmm, kWindow},
+      {KernelId::kSpmmSkinny16, "spmm_skinny_16", Op::kSpmm, kWindow},
+      {KernelId::kSpmmSkinny32, "spmm_skinny_32", Op::kSpmm, kWindow},
+      {KernelId::kSpmmSkinny64, "spmm_skinny_64", Op::kSpmm, kWindow},
       {KernelId::kSpmm128x128Window, "spmm_128x128_window", Op::kSpmm, kWindow},
       {KernelId::kSpmm128x128Gather, "spmm_128x128_gather", Op::kSpmm, kGather},
       {KernelId::kSpmm64x64Window, "spmm_64x64_window", Op::kSpmm, kWindow},

@@ -138,6 +138,24 @@ _HOPPER = [
     _problem("hopper_odd_cols", 136, 520, 393, "8:32:128"),
     _problem("hopper_odd_cols_batched", 72, 100, 131, "8:32:64", batch=(2,)),
 ]
+
+# What the skinny kernels take: at most 64 rows, as tiles of 8, 16, 32 or 64, and a
+# vector length that is a multiple of 16, or of 4 in float32. Tiles are 64 to 512
+# columns wide, of 16-column operands; groups of warps take steps of 16, 32 or 64 slots
+# in turn, and clusters or the workspace split what is deep.
+_SKINNY = [
+    _problem("skinny_row", 1, 1024, 208, "16:32:32"),
+    _problem("skinny_rows_8", 8, 600, 264, "8:32:128"),
+    _problem("skinny_rows_9", 9, 328, 144, "4:32:32"),
+    _problem("skinny_rows_33", 33, 330, 197, "16:32:16"),
+    _problem("skinny_rows_64", 64, 2056, 600, "16:32:32"),
+    _problem("skinny_deep", 16, 9000, 72, "4:32:128"),
+    _problem("skinny_wide", 20, 64, 2000, "8:32:48"),
+    _problem("skinny_odd_windows", 12, 451, 96, "5:9:32"),
+    _problem("skinny_wide_windows", 6, 1100, 80, "17:256:32"),
+    _problem("skinny_short", 17, 40, 33, "2:8:64"),
+    _problem("skinny_batched", 13, 264, 136, "12:16:32", batch=(3,)),
+]
 _HOPPER_ROUNDS = _problem("hopper_shared_last", 136, 4096, 17000, "8:32:128")
 
 
@@ -158,6 +176,9 @@ PROBLEMS: list[Problem] = [
     *(dataclasses.replace(p, dtype="bfloat16") for p in _HOPPER),
     *(dataclasses.replace(p, dtype="float16") for p in _HOPPER),
     dataclasses.replace(_HOPPER_ROUNDS, dtype="bfloat16"),
+    *_SKINNY,
+    *(dataclasses.replace(p, dtype="bfloat16") for p in _SKINNY),
+    *(dataclasses.replace(p, dtype="float16") for p in _SKINNY),
     *_named(
         "one_row rows_3 rows_65 tail_below_n odd_pattern vector_128 batched", "float64"
     ),

@@ -49,8 +49,10 @@ REASONS = {
     "needs a device of compute capability 9.0",
     "rounds float32 operands to TF32",
     "needs a vector_length that is a multiple of",
+    "needs a row-major x",
     "kernel",
 }
+SKINNY = {k: v for k, v in _tuning.kernels().items() if "skinny" in k}
 HOPPER = {k: v for k, v in _tuning.kernels().items() if "hopper" in k}
 MMA = {k: v for k, v in _tuning.kernels().items() if "mma" in k}
 # What each kernel of spmm_t keeps of a window of 32.
@@ -152,6 +154,8 @@ def test_every_layout_and_batch_has_a_choice(op):
 def test_forced_kernels_are_honoured(name, kernel, arch):
     op = max((op for op in OPS if name.startswith(f"{op}_")), key=len)
     spec = dict(kernel=kernel, arch=arch, allow_tf32=name in MMA)
+    if name in SKINNY:
+        spec |= dict(dtype="bfloat16", rows=40, x_feature_major=False)
     if name in HOPPER:
         n = SCATTER_KEPT.get(name, 8)
         spec |= dict(dtype="bfloat16", pattern=(n, 32, 256), allow_tf32=True)
@@ -311,7 +315,7 @@ def test_every_kernel_of_spmm_takes_a_fused_product():
     for name, kernel in _tuning.kernels().items():
         if name.startswith(("spmm_t_", "sddmm_")):
             continue
-        make = half if name in HOPPER else problem
+        make = half if name in HOPPER else few_rows if name in SKINNY else problem
         spec = make(
             kernel=kernel, activation="gelu", has_bias=True, allow_tf32=name in MMA
         )
@@ -332,6 +336,89 @@ def test_unknown_activations_are_refused():
         ValueError, match=r"activation must be '', 'relu', .* got 'tanh'"
     ):
         _tuning.choose(**problem(activation="tanh"))
+
+
+# The kernels for few rows.
+
+
+def few_rows(**options):
+    layouts = dict(x_feature_major=False, y_feature_major=False)
+    return problem(**dict(dtype="bfloat16", rows=16, **layouts) | options)
+
+
+@pytest.mark.parametrize("arch", SHARED_BYTES)
+@pytest.mark.parametrize("dtype", ("float32", "bfloat16", "float16"))
+@pytest.mark.parametrize(
+    "cols, depth", ((8192, 8192), (28672, 8192), (4096, 14336), (8192, 28672))
+)
+def test_few_rows_run_on_skinny_kernels(arch, dtype, cols, depth):
+    for rows, n, length in itertools.product(
+        (1, 8, 9, 16, 17, 32, 33, 64), (16, 8, 4), (16, 32, 128)
+    ):
+        spec = few_rows(rows=rows, cols=cols, depth=depth, pattern=(n, 32, length))
+        choice = _tuning.choose(
+            **spec | dict(dtype=dtype, result_dtype=dtype, arch=arch)
+        )
+        config = choice["config"]
+        assert choice["kernel"] in SKINNY, choice
+        assert config["shared_bytes"] <= SHARED_BYTES[arch], choice
+        assert config["block_kept"] % 16 == 0 and config["threads"] <= 512, choice
+        assert config["cluster"] == 1 or arch >= 90, choice
+        assert config["cluster"] == 1 or config["split"] == 1, choice
+        shares = config["cluster"] * config["split"]
+        assert shares <= -(-depth // 32) * n // config["block_kept"], choice
+        tiles = -(-rows // config["block_rows"]) * -(-cols // config["block_cols"])
+        # Where memory is slow, fewer blocks than multiprocessors use all of it.
+        least = 0.8 if arch == 90 else 0.1
+        assert tiles * shares >= least * NUM_SMS[arch], choice
+        if arch == 90 and dtype != "float32":
+            assert config["block_rows"] >= min(rows, 32), choice
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    (
+        (dict(x_feature_major=True), "needs a row-major x, got a feature-major one"),
+        (dict(rows=65), "needs at most 64 rows, got 65"),
+        (dict(pattern=(8, 32, 24)), "needs a vector_length that is .* 16 .* got 24"),
+        (
+            dict(dtype="float32", pattern=(8, 32, 6)),
+            "needs a vector_length that is a multiple of 4 .* got 6",
+        ),
+        (dict(depth=0), "needs something to multiply"),
+        (dict(rows=0), "needs something to multiply"),
+        (dict(cols=0), "needs something to multiply"),
+        (dict(batch=0), "needs something to multiply"),
+    ),
+    ids=str,
+)
+def test_what_the_skinny_kernels_do_not_take(change, reason):
+    spec = few_rows(**change)
+    spec["result_dtype"] = spec["dtype"]
+    choice = _tuning.choose(**spec)
+    assert choice["kernel"] not in SKINNY
+    rejected = dict(choice["rejected"])
+    for name, kernel in SKINNY.items():
+        if spec["dtype"] == "float32" and name == "spmm_skinny_64":
+            continue
+        assert re.match(reason, rejected[name]), rejected[name]
+        with pytest.raises(ValueError, match=reason):
+            _tuning.choose(**spec | {"kernel": kernel})
+
+
+def test_float32_has_no_skinny_tile_of_64_rows():
+    spec = few_rows(dtype="float32", result_dtype="float32", rows=64)
+    with pytest.raises(ValueError, match="needs bfloat16 or float16 operands; float32"):
+        _tuning.choose(**spec | {"kernel": SKINNY["spmm_skinny_64"]})
+    assert _tuning.choose(**spec)["config"]["block_rows"] <= 32
+
+
+def test_windows_that_do_not_fit_go_to_the_generic_kernels():
+    # Sixteen slots touch 16 windows of 256 features: 512 KB of 64 rows.
+    spec = few_rows(rows=64, pattern=(1, 256, 32), arch=86)
+    choice = _tuning.choose(**spec)
+    reasons = dict(choice["rejected"]) | {choice["kernel"]: choice["why"]}
+    assert "KB of shared memory, sm_86 has 99 KB" in reasons["spmm_skinny_64"]
 
 
 # The kernels for Hopper's tensor cores.
