@@ -2,11 +2,11 @@
 //
 //   y[r, c] = sum over kept slots j of  x[r, source(g, j)] * values[j, c],   g = c / L.
 //
-// A block stages x and the values as the kernel for CUDA cores does. A product wants 16 rows of x
-// for 16 slots; the slots of a group are gathered on the way from shared memory to registers: in
-// half precision ldmatrix takes an address for each slot, in float32 (TF32) each lane reads the
-// slots of its own fragment. Every lane holds, for the products of its warp, 64 or 128 rows by 64
-// or 32 columns of sums. What is read next is on its way while the last is multiplied.
+// Four warps of a block copy (spmm_mma_copier.cuh), four multiply, one of each on every scheduler
+// of a multiprocessor. A product wants 16 rows of x for 16 slots; the slots of a group are gathered
+// on the way from shared memory to registers: in half precision ldmatrix takes an address for each
+// slot, in float32 (TF32) each lane reads the slots of its own fragment. A warp holds the sums of
+// 64 or 128 rows by 64 or 32 columns. What is read next is on its way while the last is multiplied.
 #pragma once
 
 #include <type_traits>
@@ -21,9 +21,9 @@ namespace jax_nm {
 
 // The tensor cores cut a float32 operand to the 10 bits of TF32. With a quarter to a half of the
 // last bit added before, what they keep is wrong by less than one unit of it and nearly without
-// bias, for one multiplication; numbers of 10 bits stay themselves, Inf and NaN too. (cvt.rna,
-// which rounds to nearest, takes a comparison and an addition, and those are more than the products
-// leave time for.)
+// bias, for one multiplication; numbers of 10 bits stay themselves, Inf and NaN too, and what is
+// larger than 2^128 (1 - 2^-12) becomes Inf. (cvt.rna, which rounds to nearest, takes a comparison
+// and an addition, and those are more than the products leave time for.)
 __device__ __forceinline__ uint32_t RoundToTf32(uint32_t bits) {
   return __float_as_uint(__uint_as_float(bits) * (1.0f + 1.0f / 4096.0f));
 }
