@@ -92,6 +92,45 @@ def spmm(
     >>> jax_nm.spmm(jnp.ones((1, 4)), w).tolist()
     [[8.0, 10.0]]
     """
+    static = {
+        "activation": activation,
+        "precision": precision,
+        "preferred_element_type": preferred_element_type,
+        "result_layout": result_layout,
+        "implementation": implementation,
+    }
+    if _is_eager(x, w, bias, static):
+        return _eager(x, w, bias, **static)
+    return _checked(x, w, bias, **static)
+
+
+def _is_eager(x: Any, w: Any, bias: Any, static: dict[str, Any]) -> bool:
+    """Whether all operands are arrays that exist, and the options may be static."""
+    if type(w) is not NMArray:
+        return False
+    for a in (
+        (x, w.values, w.indices) if bias is None else (x, w.values, w.indices, bias)
+    ):
+        if isinstance(a, jax.core.Tracer) or not isinstance(a, jax.Array):
+            return False
+    try:
+        hash(tuple(static.values()))
+    except TypeError:
+        return False
+    return True
+
+
+def _checked(
+    x: Any,
+    w: Any,
+    bias: Any,
+    *,
+    activation: Any,
+    precision: Any,
+    preferred_element_type: Any,
+    result_layout: Any,
+    implementation: Any,
+) -> jax.Array:
     x, w, options = check(
         "spmm",
         x,
@@ -109,6 +148,20 @@ def spmm(
         activation=check_activation("spmm", activation),
         options=options,
     )
+
+
+# The checks are Python, and take several times as long as a small product. As a part of
+# the traced program an eager call meets them once for its shapes and options.
+_eager = jax.jit(
+    _checked,
+    static_argnames=[
+        "activation",
+        "precision",
+        "preferred_element_type",
+        "result_layout",
+        "implementation",
+    ],
+)
 
 
 def spmm_fm(xT: Any, w: NMArray, **keywords: Any) -> jax.Array:

@@ -15,7 +15,7 @@ from problems import Problem, gaussians, integers
 from scipy.special import erf
 
 import jax_nm
-from jax_nm import NMArray, Pattern
+from jax_nm import NMArray, Pattern, _spmm
 
 pytestmark = pytest.mark.usefixtures("strict")
 
@@ -400,3 +400,38 @@ def test_result_layout_changes_no_value(result_layout, rows):
     y = jax_nm.spmm(operands.x, w, result_layout=result_layout)
     exact = oracle.compute("spmm", problem, *operands.of("spmm")).astype("float32")
     np.testing.assert_array_equal(y, exact, strict=True)
+
+
+# Eager calls.
+
+
+def test_an_eager_call_is_checked_once_for_its_shapes_and_options(monkeypatch):
+    calls = []
+
+    def counted(*args, **keywords):
+        calls.append(args)
+        return check(*args, **keywords)
+
+    check = _spmm.check
+    monkeypatch.setattr(_spmm, "check", counted)
+    x = jnp.ones((3, 44))
+    w = jax_nm.compress(jnp.ones((44, 52)), jax_nm.Pattern(2, 4, vector_length=4))
+    relu, high = {"activation": "relu"}, {"precision": "high"}
+    for options, count in (({}, 1), ({}, 1), (relu, 2), (relu, 2), (high, 3)):
+        jax_nm.spmm(x, w, **options)
+        assert len(calls) == count
+    x @ w
+    assert len(calls) == 3
+    # The precision that a context sets is an option too.
+    with jax.default_matmul_precision("highest"):
+        jax_nm.spmm(x, w)
+    assert len(calls) == 4
+
+
+def test_what_cannot_be_static_is_reported_as_ever():
+    x = jnp.ones((3, 4))
+    w = jax_nm.compress(jnp.ones((4, 4)), jax_nm.Pattern(2, 4, vector_length=4))
+    with pytest.raises(TypeError, match="spmm: preferred_element_type must be"):
+        jax_nm.spmm(x, w, preferred_element_type=["float32"])
+    with pytest.raises(ValueError, match="spmm: result_layout must be None, 'row'"):
+        jax_nm.spmm(x, w, result_layout=["row"])
