@@ -48,7 +48,7 @@ class HopperConsumer {
       const HopperCoordinates at = args_.raster.Locate(work.tile);
       const Bias bias = LoadBias(at);
       ptx::WgmmaWait<0>();
-      if constexpr (!kHopperFreesEarly) Release(ring_.Before(1));
+      if constexpr (!kFreesEarly) Release(ring_.Before(1));
       ptx::PinRegisters(sums);
       const bool shared = kShares && work.shared;
       if (shared) AddSums(sums);
@@ -93,12 +93,12 @@ class HopperConsumer {
 
   __device__ __forceinline__ void Step(float (&sums)[kSums], int32_t step) {
     ptx::BarrierWait(shared_.Full(ring_.stage), ring_.parity);
-    if constexpr (kHopperFreesEarly) Release(ring_.stage);
+    if constexpr (kFreesEarly) Release(ring_.stage);
     TestDelay();
     Multiply(sums, step > 0);
     // With this step's products queued, those of the step before are soon done.
     ptx::WgmmaWait<1>();
-    if (step > 0 && !kHopperFreesEarly) Release(ring_.Before(1));
+    if (step > 0 && !kFreesEarly) Release(ring_.Before(1));
     ring_.Advance();
   }
 

@@ -6,6 +6,7 @@
 
 #include "hopper_config.h"
 #include "ptx_hopper.cuh"
+#include "test_delay.cuh"
 
 namespace jax_nm {
 
@@ -54,26 +55,6 @@ struct HopperShared {
     return Full(2 * kHopperMaxStages + Tile::kOneHots + buffer);
   }
 };
-
-// Builds with JAX_NM_TEST_DELAYS hold warps up at random wherever they hand something over, so that
-// a missing wait shows as a wrong result. Level 2 breaks one on purpose: consumers free a stage
-// before they have read it, and the tests have to fail.
-#ifndef JAX_NM_TEST_DELAYS
-#define JAX_NM_TEST_DELAYS 0
-#endif
-constexpr bool kHopperFreesEarly = JAX_NM_TEST_DELAYS == 2;
-
-__device__ __forceinline__ void TestDelay() {
-  if constexpr (JAX_NM_TEST_DELAYS > 0) {
-    const uint32_t now = static_cast<uint32_t>(clock64());
-    const uint32_t hash = (now ^ threadIdx.x / 32 * 0x9e3779b9u ^ blockIdx.x) * 2654435761u;
-    if (hash >> 29 == 0) {
-      while (static_cast<uint32_t>(clock64()) - now < hash % 8192) {
-      }
-    }
-    __syncwarp();
-  }
-}
 
 // A place in the ring; `parity` is that of the phase of `full` that will be waited for there.
 template <int32_t kStages>

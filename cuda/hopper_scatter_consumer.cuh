@@ -35,7 +35,7 @@ class HopperScatterConsumer {
         if (kOverlaps && first > 0) FinishScatter();
         for (int32_t step = first + 1; step < last; ++step) Step<false>(partial);
         ptx::WgmmaWait<0>();
-        if constexpr (!kHopperFreesEarly) Release(ring_.Before(1));
+        if constexpr (!kFreesEarly) Release(ring_.Before(1));
         ptx::PinRegisters(partial);
         Scatter(sums, partial, first > 0);
         if constexpr (!kOverlaps) {
@@ -73,7 +73,7 @@ class HopperScatterConsumer {
   template <bool kFirst>
   __device__ __forceinline__ void Step(float (&partial)[kPartialSums]) {
     ptx::BarrierWait(shared_.Full(ring_.stage), ring_.parity);
-    if constexpr (kHopperFreesEarly) Release(ring_.stage);
+    if constexpr (kFreesEarly) Release(ring_.stage);
     TestDelay();
     const uint32_t dy = shared_.X(ring_.stage) + consumer_ * Tile::kDySlabBytes;
     const uint32_t values = shared_.Second(ring_.stage);
@@ -94,7 +94,7 @@ class HopperScatterConsumer {
     }
     ptx::WgmmaCommit();
     ptx::WgmmaWait<1>();
-    if (!kFirst && !kHopperFreesEarly) Release(ring_.Before(1));
+    if (!kFirst && !kFreesEarly) Release(ring_.Before(1));
     ring_.Advance();
   }
 

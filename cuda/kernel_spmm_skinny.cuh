@@ -13,6 +13,7 @@
 #include "ptx_cluster.cuh"
 #include "skinny_ring.cuh"
 #include "skinny_sums.cuh"
+#include "test_delay.cuh"
 
 namespace jax_nm {
 
@@ -194,8 +195,9 @@ __global__ void __launch_bounds__(Traits::kMaxThreads)
   int32_t read_stage = 0, write_stage = config.stages - 1;
   for (int32_t step = first; step < range.last; step += groups, issued += groups) {
     WaitForStage(config.stages);
+    TestDelay();
     // Behind this every warp sees the stage's copies, and none reads the stage before it any more.
-    sync_group();
+    if (!kFreesEarly) sync_group();
     if (issued < range.last) ring.Issue(issued, stages + write_stage * layout.stage_bytes);
     ptx::CommitGroup();
     const SkinnyStep data{stages + read_stage * layout.stage_bytes, step * config.block_kept,

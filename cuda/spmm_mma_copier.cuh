@@ -5,6 +5,7 @@
 
 #include "ptx_barrier.cuh"
 #include "spmm_mma_stages.cuh"
+#include "test_delay.cuh"
 
 namespace jax_nm {
 
@@ -86,7 +87,9 @@ struct SpmmMmaCopier : SpmmMmaStages<Traits> {
       // Threads copy what others have decoded.
       if (!kWindow) ptx::NamedBarrierSync(kCopyBarrier, kThreads);
       if (turn.round > 0) ptx::BarrierWait(this->Empty(turn.stage), (turn.round - 1) % 2);
+      TestDelay();
       Issue(step, turn.stage, turn.table);
+      TestDelay();
       ptx::BarrierArriveAfterCopies(this->Full(turn.stage));
       ptx::BarrierArrive(this->Full(turn.stage));
       turn.Advance(args.config.stages);

@@ -5,6 +5,7 @@
 #include "ptx_barrier.cuh"
 #include "ptx_mma.cuh"
 #include "spmm_mma_stages.cuh"
+#include "test_delay.cuh"
 
 namespace jax_nm {
 
@@ -232,13 +233,17 @@ struct SpmmMmaMultiplier : SpmmMmaStages<Traits> {
   __device__ __forceinline__ void Run() {
     MmaTurn turn;
     for (int32_t step = steps.first; step < steps.last; ++step) {
+      TestDelay();
       ptx::BarrierWait(this->Full(turn.stage), turn.round % 2);
+      if (kFreesEarly && lane == 0) ptx::BarrierArrive(this->Empty(turn.stage));
       const uint32_t last_read = Multiply(step, turn.stage, turn.table);
       // What was read must have arrived: the address depends on it, by a zero that only the run
       // of the kernel knows.
       const uint32_t zero = static_cast<uint32_t>(args.batch >> 62);
       __syncwarp();
-      if (lane == 0) ptx::BarrierArrive(this->Empty(turn.stage) + (last_read & zero));
+      if (!kFreesEarly && lane == 0) {
+        ptx::BarrierArrive(this->Empty(turn.stage) + (last_read & zero));
+      }
       turn.Advance(args.config.stages);
     }
   }
