@@ -512,6 +512,19 @@ def test_small_and_decode():
     assert not any(_lowering.layouts("cuda", p.rows, None)[0] for p in decode)
 
 
+def test_dispatch_is_the_sweep_and_decoding_and_shapes_unheard_of():
+    points = list(SUITES["dispatch"]())
+    assert points == list(SUITES["dispatch"]())
+    full = [
+        p
+        for p in points[:-100]
+        if p.pattern.n in (16, 4) and p.pattern.vector_length in (64, 128)
+    ]
+    assert len(full) == (100 + 20) * 2 * 2
+    assert 800 <= len(points) <= 1100
+    assert sum(p.rows % 2 for p in points[-100:]) >= 25
+
+
 def test_summary_counts():
     point = Point("spmm", 512, 8, 8, Pattern(8, 32), "bfloat16")
     slow = {"dense_ms": 4.0, "limit_ms": 1.0, "ms": 1.31, "ms_row_major": 4.1}

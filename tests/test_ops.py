@@ -41,12 +41,19 @@ kernel_problems = pytest.mark.parametrize(
 )
 every_op = pytest.mark.parametrize("op", OPS)
 
-# Each block walks over more than one tile, or shares one.
-HOPPER_WALKS = [
+# Each block walks over more than one tile, or shares one, or has a long reduction.
+LONG = [
     p
     for p in PROBLEMS
     if p.dtype == "bfloat16"
-    and p.name in ("hopper_many_tiles", "hopper_shared_tiles", "hopper_shared_last")
+    and p.name
+    in (
+        "hopper_many_tiles",
+        "hopper_shared_tiles",
+        "hopper_shared_last",
+        "skinny_deep",
+        "skinny_rows_64",
+    )
 ]
 
 ISAS = {"portable": 1, "avx2": 2, "avx512": 3, "neon": 4}
@@ -306,7 +313,7 @@ def test_repeated_calls_are_bit_equal(platform, problem, op):
 
 
 @every_op
-@pytest.mark.parametrize("problem", HOPPER_WALKS, ids=str)
+@pytest.mark.parametrize("problem", LONG, ids=str)
 def test_a_thousand_launches_are_bit_equal(cuda, problem, op):
     """Of every kernel, to the last bit: a rare race may change one rounding."""
     operands = [jnp.asarray(a) for a in gaussians(problem).of(op)]
@@ -319,8 +326,13 @@ def test_a_thousand_launches_are_bit_equal(cuda, problem, op):
     def bits(a):
         return jax.lax.bitcast_convert_type(a, jnp.uint16)
 
-    hopper = {k for name, k in _tuning.kernels().items() if "hopper" in name}
-    for kernel in hopper & set(cuda_kernels(op, problem)):
+    # Those that hand stages from warp to warp.
+    ringed = {
+        kernel
+        for name, kernel in _tuning.kernels().items()
+        if any(family in name for family in ("hopper", "mma", "skinny"))
+    }
+    for kernel in ringed & set(cuda_kernels(op, problem)):
         spec = problem.spec(kernel=kernel)
         launch = jax.jit(
             functools.partial(getattr(_primitives, op), spec=spec, out_dtype=out_dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import random
 from collections.abc import Iterable
 from typing import Any
 
@@ -26,6 +27,10 @@ SWEEP_COLS_DEPTH = (
     *((8192, 8192), (24576, 8192), (8192, 22016), (22016, 8192)),
 )
 SWEEP_KEPT = (16, 12, 8, 4)  # of windows of 32
+
+# One to a few tokens of a sequence, the larger linear layers of Llama.
+DECODE_ROWS = (1, 4, 16, 32, 64)
+DECODE_COLS_DEPTH = ((8192, 8192), (28672, 8192), (4096, 14336), (8192, 28672))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,11 +177,37 @@ def _small() -> Iterable[Point]:
 
 def _decode() -> Iterable[Point]:
     """Few rows, in the row-major layout that such calls have: memory's ground."""
-    cols_depth = ((8192, 8192), (28672, 8192), (4096, 14336), (8192, 28672))
     for rows, (cols, depth), n, length in itertools.product(
-        (1, 4, 16, 32, 64), cols_depth, (16, 8, 4), (128, 32)
+        DECODE_ROWS, DECODE_COLS_DEPTH, (16, 8, 4), (128, 32)
     ):
         yield Point("spmm", rows, cols, depth, Pattern(n, 32, length), "bfloat16")
+
+
+def _dispatch() -> Iterable[Point]:
+    """What `implementation=None` runs, where it should never be slower than dense.
+
+    The sweep and the shapes of decoding: L = 64 and 128 at 16:32 and 4:32 in full, of
+    everything else a sample; and shapes that no estimate was fitted to.
+    """
+    chance = random.Random(0)
+    shapes = [
+        (rows, cols, depth)
+        for rows, (cols, depth) in itertools.product(SWEEP_ROWS, SWEEP_COLS_DEPTH)
+    ]
+    shapes += [
+        (rows, cols, depth)
+        for rows, (cols, depth) in itertools.product(DECODE_ROWS, DECODE_COLS_DEPTH)
+    ]
+    lengths = (64, 128, 8, 16, 32, 256)
+    for shape, n, length in itertools.product(shapes, SWEEP_KEPT, lengths):
+        in_full = n in (16, 4) and length in (64, 128)
+        if in_full or chance.random() < 0.15:
+            yield Point("spmm", *shape, Pattern(n, 32, length), "bfloat16")
+    for _ in range(100):
+        rows = round(2 ** chance.uniform(0, 13))
+        cols, depth = (16 * round(2 ** chance.uniform(5, 10.5)) for _ in range(2))
+        pattern = Pattern(chance.choice(SWEEP_KEPT), 32, chance.choice((32, 64, 128)))
+        yield Point("spmm", rows, cols, depth, pattern, "bfloat16")
 
 
 def _quick() -> Iterable[Point]:
@@ -192,5 +223,6 @@ SUITES = {
     "backward": _backward,
     "small": _small,
     "decode": _decode,
+    "dispatch": _dispatch,
     "fp32": _fp32,
 }
