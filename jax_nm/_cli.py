@@ -1,4 +1,4 @@
-"""The console script `jax-nm`: info, bench, demo."""
+"""The console script `jax-nm`: info, bench, layer, demo."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import jax
 
 import jax_nm
 from jax_nm import _bench, _cpu, _demo, _lowering, _tuning
+from jax_nm._bench import layer as _layer
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,6 +28,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     _bench.add_arguments(bench)
     bench.set_defaults(run=_bench.run)
+    layer = commands.add_parser(
+        "layer", help="time a decoder layer of a Llama, dense and sparse"
+    )
+    _layer.add_arguments(layer)
+    layer.set_defaults(run=_layer.run)
     demo = commands.add_parser(
         "demo", help="prune a trained sentence encoder and encode real text"
     )

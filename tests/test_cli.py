@@ -15,7 +15,16 @@ import pytest
 
 import jax_nm
 from jax_nm import Pattern, _cli, _cpu, _lowering
-from jax_nm._bench import check, machine, measure, operands, programs, report, timing
+from jax_nm._bench import (
+    check,
+    layer,
+    machine,
+    measure,
+    operands,
+    programs,
+    report,
+    timing,
+)
 from jax_nm._bench.points import DTYPES, OPS, SUITES, Point, by_shape
 from jax_nm._bench.programs import Product
 from jax_nm._bench.timing import Event
@@ -585,3 +594,63 @@ def test_tables_of_the_readme(tmp_path):
     ]
     text = "<!-- table: a/b.json 16,16,16 4,16,16 -->\n| old |\n<!-- end -->"
     assert tables.BLOCK.fullmatch(text)[4].split() == ["16,16,16", "4,16,16"]
+
+
+# A layer of a model.
+
+LAYER = [
+    "layer",
+    "--model",
+    "tiny",
+    "--repeats",
+    "1",
+    "--pattern",
+    "16:32:32",
+    "8:32:32",
+]
+
+
+@pytest.mark.parametrize("part", layer.PARTS)
+@pytest.mark.parametrize("train", [False, True])
+def test_layer(monkeypatch, capsys, tmp_path, part, train):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    file, picture = (tmp_path / "deep" / f"layer.{kind}" for kind in ("json", "png"))
+    command = [*LAYER, "--part", part, "--rows", "1", "70", "--json", str(file)]
+    command += ["--plot", str(picture), *(["--train"] if train else [])]
+    assert _cli.main(command) == 0
+    assert picture.stat().st_size > 1000
+    points = report.load(file)["points"]
+    assert [(p["rows"], p["n"]) for p in points] == [(1, 16), (1, 8), (70, 16), (70, 8)]
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 5
+    for point, line in zip(points, lines[1:], strict=True):
+        assert line.split()[:3] == ["tiny", part, str(point["rows"])]
+        assert set(point["kernels"]) == set(layer.MODELS["tiny"].weights(part))
+        assert point["ms"] > 0 and point["dense_ms"] > 0
+        assert 0 <= point["relative_error"] < layer.LARGEST_ERROR
+        assert point["train"] is train
+
+
+def test_a_wrong_layer_fails(monkeypatch, capsys):
+    monkeypatch.setattr(layer, "LARGEST_ERROR", 0.0)
+    assert _cli.main([*LAYER, "--part", "mlp", "--rows", "2"]) == 1
+    assert "2 results are not those of the dense layer" in capsys.readouterr().err
+
+
+def test_layers_of_the_models_are_those_of_llama():
+    sizes = {
+        name: sum(depth * cols for depth, cols in model.weights("layer").values())
+        for name, model in layer.MODELS.items()
+    }
+    # 32 and 80 such layers, and the embeddings, are 8 and 70 billion.
+    assert sizes["llama-8b"] * 32 == pytest.approx(7.0e9, rel=0.01)
+    assert sizes["llama-70b"] * 80 == pytest.approx(68.5e9, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--rows", "0"), ("--pattern", "5:4"), ("--model", "gpt")]
+)
+def test_wrong_arguments_of_layer(capsys, option, value):
+    with pytest.raises(SystemExit):
+        _cli.main(["layer", option, value])
+    assert f"argument {option}" in capsys.readouterr().err

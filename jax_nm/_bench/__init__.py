@@ -8,6 +8,7 @@ import importlib.util
 import pathlib
 import sys
 
+from jax_nm._bench.arguments import pattern, positive
 from jax_nm._bench.points import (
     DTYPES,
     EPILOGUES,
@@ -32,9 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "one problem", "Measured instead of a list if any of these is given."
     )
     for name in ("rows", "cols", "depth"):
-        one.add_argument(f"--{name}", type=_positive, help=_default(name))
+        one.add_argument(f"--{name}", type=positive, help=_default(name))
     one.add_argument(
-        "--pattern", type=_pattern, metavar="N:M[:L]", help=_default("pattern")
+        "--pattern", type=pattern, metavar="N:M[:L]", help=_default("pattern")
     )
     one.add_argument("--dtype", choices=DTYPES, help=_default("dtype"))
     one.add_argument("--precision", choices=PRECISIONS, help=_default("precision"))
@@ -47,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what every product is asked for (default: what seems fastest)",
     )
     parser.add_argument(
-        "--repeats", type=_positive, default=7, help="rounds per median (default: 7)"
+        "--repeats", type=positive, default=7, help="rounds per median (default: 7)"
     )
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="save here")
     parser.add_argument(
@@ -179,14 +180,6 @@ def _fail(message: str) -> int:
     return 2
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(
-            f"must be an integer of at least 1, got {text}"
-        )
-    return int(text)
-
-
 def _shard(text: str) -> tuple[int, int]:
     first, _, step = text.partition("/")
     if not (first.isdecimal() and step.isdecimal() and int(first) < int(step)):
@@ -194,10 +187,3 @@ def _shard(text: str) -> tuple[int, int]:
             f"must read I/K with I from 0 to K - 1, as 0/3, 1/3 and 2/3, got {text!r}"
         )
     return int(first), int(step)
-
-
-def _pattern(text: str) -> Pattern:
-    try:
-        return Pattern.parse(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
