@@ -62,6 +62,9 @@ std::string MmaReason(const Problem& p, KernelId kernel) {
   if (p.dtype == DType::kFloat32 && !p.allow_tf32) {
     return "rounds float32 operands to TF32, which HIGHEST rules out";
   }
+  if (p.batch == 0 || p.rows == 0 || p.cols == 0 || p.depth == 0) {
+    return "needs something to multiply, got an empty operand";
+  }
   const int32_t vector = 16 / ByteWidth(p.dtype);
   if (p.x_layout != Layout::kFeatureMajor || p.rows % vector != 0) {
     return "needs a feature-major x with rows of whole 16 bytes, got " +

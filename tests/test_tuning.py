@@ -709,6 +709,7 @@ def test_vectors_of_whole_eights_run_on_tensor_cores(arch, dtypes, length):
         (dict(cols=4098), "needs rows of values of whole 16 bytes, got 4098 columns"),
         (dict(pattern=(8, 32, 12)), "a multiple of (8|32) or spans .* got 12"),
         (dict(dtype="bfloat16", rows=4100), "got 4100 rows"),
+        (dict(depth=0), "needs something to multiply"),
     ),
 )
 def test_what_tensor_cores_of_a_warp_do_not_take(change, reason):
