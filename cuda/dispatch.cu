@@ -56,7 +56,7 @@ KernelEntry* FindEntry(const Problem& p, const Config& config) {
   return nullptr;
 }
 
-// Blocks [first_tile, ...) of the generic and skinny kernels; those of a cluster share a tile.
+// Blocks [first_tile, ...) of all kernels but Hopper's; those of a cluster share a tile.
 cudaError_t LaunchTiles(const void* function, const Config& config, KernelArgs args, int64_t tiles,
                         cudaStream_t stream) {
   const int32_t cluster = std::max(config.cluster, 1);

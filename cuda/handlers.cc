@@ -57,8 +57,9 @@ cudaError_t CurrentDevice(DeviceInfo* info) {
   // Code for older devices launches no clusters, so a device that runs it counts as one of them.
   int arch = major * 10 + minor;
   const std::vector<int> built = BuiltArchs();
-  const bool clusters =
-      std::any_of(built.begin(), built.end(), [=](int b) { return b >= 90 && b <= arch; });
+  const bool clusters = std::any_of(built.begin(), built.end(), [=](int b) {
+    return b >= 90 && b <= arch && b / 10 == arch / 10;
+  });
   if (!clusters) arch = std::min(arch, 89);
   *info = {ordinal, arch, num_sms, wgmma};
   known.emplace(ordinal, *info);

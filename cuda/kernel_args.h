@@ -1,4 +1,4 @@
-// What every kernel of the generic family receives, by value: the problem in 32-bit numbers, the
+// What every kernel but Hopper's receives, by value: the problem in 32-bit numbers, the
 // configuration, and pointers. Plain C++.
 #pragma once
 

@@ -1,9 +1,9 @@
 // The tiles of the skinny kernels of spmm, for at most 64 rows of a row-major x, and what lies in
 // their shared memory. Plain C++.
 //
-// A block owns all rows (32 of them in float32) and block_cols columns. Its warps form kept_warps
-// groups, which take the steps in turn; each group has its own ring of stages, and its warps lie
-// side by side along the columns. Nothing but the sums at the end passes between groups.
+// A block owns block_rows rows, which may be all of them, and block_cols columns. Its warps form
+// kept_warps groups, which take the steps in turn; each group has its own ring of stages, and its
+// warps lie side by side along the columns. Nothing but the sums at the end passes between groups.
 #pragma once
 
 #include <cstdint>
@@ -45,7 +45,8 @@ constexpr int32_t SkinnyMaxThreads(int32_t rows, int32_t element_bytes) {
   return element_bytes == 4 && rows == 32 ? 256 : 512;
 }
 
-// Columns of one group that a kernel takes for granted: the `n` extent of a half-warp's loads.
+// Columns that surely lie in one group: in half precision one or two operands of mma, which share
+// what is gathered for them, in float32 the four of a lane.
 constexpr int32_t SkinnyGroupCols(bool shared_group, int32_t element_bytes) {
   return element_bytes == 4 ? 4 : shared_group ? 32 : 16;
 }

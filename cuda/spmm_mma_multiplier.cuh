@@ -47,15 +47,12 @@ template <class Traits>
 struct SpmmMmaMultiplier : SpmmMmaStages<Traits> {
   using Base = SpmmMmaStages<Traits>;
   using Base::args;
-  using Base::col0;
   using Base::kElement;
   using Base::kRowStride;
   using Base::kValueStride;
   using Base::kWindow;
-  using Base::row0;
   using Base::steps;
   using Base::table_slots;
-  using Base::tile;
   using typename Base::Lines;
   using typename Base::T;
   using typename Base::TableEntry;
@@ -237,8 +234,8 @@ struct SpmmMmaMultiplier : SpmmMmaStages<Traits> {
       ptx::BarrierWait(this->Full(turn.stage), turn.round % 2);
       if (kFreesEarly && lane == 0) ptx::BarrierArrive(this->Empty(turn.stage));
       const uint32_t last_read = Multiply(step, turn.stage, turn.table);
-      // What was read must have arrived: the address depends on it, by a zero that only the run
-      // of the kernel knows.
+      // What the products used has arrived before they began; of what was read ahead for nothing,
+      // the address waits for a word, by a zero that only the run of the kernel knows.
       const uint32_t zero = static_cast<uint32_t>(args.batch >> 62);
       __syncwarp();
       if (!kFreesEarly && lane == 0) {
@@ -248,7 +245,7 @@ struct SpmmMmaMultiplier : SpmmMmaStages<Traits> {
     }
   }
 
-  // One step. Returns a word of what was read last.
+  // One step. Returns a word of the unit that was read last.
   __device__ __forceinline__ uint32_t Multiply(int32_t step, int32_t stage, int32_t table) {
     uint32_t lines = this->Stage(stage);
     const int32_t slots = this->StepSlots(step);

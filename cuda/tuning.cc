@@ -256,8 +256,8 @@ Candidate BestOf(const Problem& p, const Device& device, const KernelInfo& kerne
 // 0.98 ms by the best generic kernel and 0.066 ms by the Hopper kernel.
 constexpr double kTensorCoreDoubt = 2.0;
 
-// The same holds of the skinny kernels, with which a Hopper kernel never competes: they read x
-// row-major.
+// The same holds of the skinny kernels, with which a Hopper kernel never competes, because they
+// read x row-major, and of those for the tensor cores of a warp.
 double Rank(const Candidate& candidate) {
   const KernelId id = candidate.kernel->id;
   const bool doubted = IsHopper(id) || IsMma(id) || IsSkinny(id);

@@ -49,7 +49,6 @@ template <class Tile>
 void SetWarps(Config& c) {
   c.thread_rows = Tile::kWarpRows;
   c.thread_cols = Tile::kWarpCols;
-  c.row_warps = Tile::kRowWarps;
   c.threads = Tile::kThreads + kMmaCopyThreads;
 }
 
@@ -65,19 +64,23 @@ std::string MmaReason(const Problem& p, KernelId kernel) {
   if (p.batch == 0 || p.rows == 0 || p.cols == 0 || p.depth == 0) {
     return "needs something to multiply, got an empty operand";
   }
-  const int32_t vector = 16 / ByteWidth(p.dtype);
-  if (p.x_layout != Layout::kFeatureMajor || p.rows % vector != 0) {
-    return "needs a feature-major x with rows of whole 16 bytes, got " +
-           (p.x_layout != Layout::kFeatureMajor ? std::string("a row-major one")
-                                                : std::to_string(p.rows) + " rows");
+  if (GroupCols(p, s) == 0) {
+    return "needs a vector_length that is a multiple of " + std::to_string(s.min_group_cols) +
+           " or spans all columns, got " + std::to_string(p.vector_length);
+  }
+  if (p.x_layout != Layout::kFeatureMajor) {
+    return "needs a feature-major x, as calls with more than 64 rows have it, got a row-major one";
+  }
+  const int64_t element = ByteWidth(p.dtype), vector = 16 / element;
+  if (p.rows % vector != 0) {
+    return "needs rows of whole 16 bytes, got " + std::to_string(p.rows) + " of them";
   }
   if (p.values_cols % vector != 0) {
     return "needs rows of values of whole 16 bytes, got " + std::to_string(p.values_cols) +
            " columns";
   }
-  if (GroupCols(p, s) == 0) {
-    return "needs a vector_length that is a multiple of " + std::to_string(s.min_group_cols) +
-           " or spans all columns, got " + std::to_string(p.vector_length);
+  if (std::max(p.rows, p.values_cols) * element > UINT32_MAX) {
+    return "needs rows and columns of less than 4 GB each";
   }
   return "";
 }

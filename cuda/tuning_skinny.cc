@@ -18,16 +18,18 @@ constexpr Warps kWarps[] = {{1, 4}, {1, 8}, {1, 16}, {2, 2}, {2, 4}, {2, 8},
 
 // Of an SM: the registers of a block are those that launch bounds allow.
 constexpr int32_t kSmRegisters = 65536;
-int32_t Registers(const Config& c) { return c.threads <= 256 && c.block_rows == 32 ? 255 : 128; }
+int32_t Registers(const Config& c, int32_t element) {
+  return SkinnyMaxThreads(c.block_rows, element) == 256 ? 255 : 128;
+}
 
 // Blocks of clusters of 4 do not reach every SM, see tuning_hopper.cc.
 int32_t UsableSms(const Device& device, int32_t cluster) {
   return cluster <= 2 ? device.num_sms : device.num_sms * 10 / 11;
 }
 
-int32_t Resident(const Device& device, const Config& c) {
+int32_t Resident(const Device& device, const Config& c, int32_t element) {
   const int64_t by_shared = device.sm_shared_bytes / (c.shared_bytes + 1024);
-  const int64_t by_registers = kSmRegisters / (Registers(c) * c.threads);
+  const int64_t by_registers = kSmRegisters / (Registers(c, element) * c.threads);
   return static_cast<int32_t>(std::max<int64_t>(1, std::min(by_shared, by_registers)));
 }
 
@@ -46,7 +48,13 @@ StepCost CostOfStep(const Problem& p, const Config& c) {
   const double blocks16 = c.block_kept / double(kSkinnySlots);
   const double values = double(c.block_kept) * layout.values_pitch;
   const double lines = rows * layout.line_vectors * 16.0;
-  const double copies = (values + lines) / 512.0;
+  // Lines that are no whole 16 bytes are copied element by element.
+  constexpr double kCopySlots = 8.0, kElementSlots = 35.0;
+  const auto copying = [&](double bytes, int64_t length) {
+    return length * element % 16 == 0 ? kCopySlots * bytes / 512.0
+                                      : kElementSlots * bytes / element / 32.0;
+  };
+  const double copies = copying(values, p.values_cols) + copying(lines, p.depth);
   // Two of the four slots of a load meet in a bank on average.
   constexpr double kConflicts = 2.1;
   double reads = 0.0, computed = 0.0;  // of a warp, for 16 slots
@@ -64,7 +72,7 @@ StepCost CostOfStep(const Problem& p, const Config& c) {
   }
   return {values + lines + double(c.groups_in_tile) * c.block_kept,
           (values + lines) / 128.0 + warps * blocks16 * reads,
-          copies * 8.0 + warps * (60.0 + blocks16 * computed)};
+          copies + warps * (60.0 + blocks16 * computed)};
 }
 
 // Chosen to follow an H200, taking 1.755 GHz for its clock: of 120 launches in bfloat16 (1, 16, 32
@@ -87,7 +95,7 @@ double SkinnyCycles(const Problem& p, const Device& device, const Config& c) {
   const double owned = double(p.batch) * tiles.outer * tiles.inner;
   const int32_t shares = c.split * c.cluster;
   const double per_sm = std::ceil(owned * shares / UsableSms(device, c.cluster));
-  const double resident = std::min<double>(per_sm, Resident(device, c));
+  const double resident = std::min<double>(per_sm, Resident(device, c, element));
   const double steps = double(CeilDiv64(Steps(p, c), shares));
   const double rounds = std::ceil(steps / c.kept_warps);  // of a group
   const StepCost step = CostOfStep(p, c);
@@ -150,6 +158,10 @@ void SetStages(const Problem& p, Config& c, int32_t stages) {
 }  // namespace
 
 std::string SkinnyReason(const Problem& p, KernelId kernel) {
+  if (p.rows > kSkinnyMaxRows) {
+    return "needs at most " + std::to_string(kSkinnyMaxRows) + " rows, got " +
+           std::to_string(p.rows);
+  }
   if (p.x_layout != Layout::kRowMajor) return "needs a row-major x, got a feature-major one";
   const int32_t element = ByteWidth(p.dtype);
   if (element == 4 && SkinnyRows(kernel) > 32) {
@@ -157,10 +169,6 @@ std::string SkinnyReason(const Problem& p, KernelId kernel) {
   }
   if (p.batch == 0 || p.rows == 0 || p.cols == 0 || p.depth == 0) {
     return "needs something to multiply, got an empty operand";
-  }
-  if (p.rows > kSkinnyMaxRows) {
-    return "needs at most " + std::to_string(kSkinnyMaxRows) + " rows, got " +
-           std::to_string(p.rows);
   }
   const int32_t columns = SkinnyGroupCols(false, element);
   if (EffectiveVectorLength(p) % columns != 0) {

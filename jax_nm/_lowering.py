@@ -485,8 +485,9 @@ def pads_values(
     length = spec.pattern.vector_length
     tensor_cores = np.dtype(dtype).itemsize == 2 or not spec.highest
     groups = length % 8 == 0 or length >= cols
+    aligned = cols * np.dtype(dtype).itemsize % 16 == 0
     on_gpu = op == "spmm" and platform == "cuda"
-    return on_gpu and tensor_cores and x_fm and groups and cols % 8 != 0
+    return on_gpu and tensor_cores and x_fm and groups and not aligned
 
 
 def problem_arguments(

@@ -50,6 +50,7 @@ REASONS = {
     "rounds float32 operands to TF32",
     "needs a vector_length that is a multiple of",
     "needs a row-major x",
+    "needs at most 64 rows",
     "kernel",
 }
 SKINNY = {k: v for k, v in _tuning.kernels().items() if "skinny" in k}
@@ -704,12 +705,16 @@ def test_vectors_of_whole_eights_run_on_tensor_cores(arch, dtypes, length):
     "change, reason",
     (
         (dict(allow_tf32=False), "rounds float32 operands to TF32, which HIGHEST"),
-        (dict(x_feature_major=False), "needs a feature-major x .* a row-major one"),
-        (dict(rows=4097), "needs a feature-major x .* got 4097 rows"),
+        (
+            dict(x_feature_major=False),
+            "needs a feature-major x, .* got a row-major one",
+        ),
+        (dict(rows=4097), "needs rows of whole 16 bytes, got 4097 of them"),
         (dict(cols=4098), "needs rows of values of whole 16 bytes, got 4098 columns"),
         (dict(pattern=(8, 32, 12)), "a multiple of (8|32) or spans .* got 12"),
-        (dict(dtype="bfloat16", rows=4100), "got 4100 rows"),
+        (dict(dtype="bfloat16", rows=4100), "got 4100 of them"),
         (dict(depth=0), "needs something to multiply"),
+        (dict(rows=2**30, depth=8, cols=8, pattern=(2, 8, 32)), "less than 4 GB each"),
     ),
 )
 def test_what_tensor_cores_of_a_warp_do_not_take(change, reason):
