@@ -254,14 +254,14 @@ constexpr SharedLayout MakeSharedLayout(Op op, const Config& c, int32_t m, int32
   const bool window = c.staging == Staging::kWindow;
   if (op == Op::kSpmm) {
     const int32_t slots = TableSlots(op, c);
+    const bool mma = c.group_cols > 0;
     // For tensor cores the 16-byte units of a line change places instead.
-    s.first_stride = c.group_cols > 0 ? c.block_rows * element_bytes
-                                      : PaddedRowBytes(c.block_rows, element_bytes);
+    s.first_stride =
+        mma ? c.block_rows * element_bytes : PaddedRowBytes(c.block_rows, element_bytes);
     // In window mode one more row, always zero, is what the slots that hold nothing read.
     s.first_count = window ? c.block_windows * m + 1 : c.groups_in_tile * slots;
     s.second_count = slots;
     s.table_bytes = RoundUp(c.groups_in_tile * slots * (window ? 2 : 4), 16);
-    const bool mma = c.group_cols > 0;
     s.tables = mma ? c.stages + 1 : TableCount(c.stages);
     // Behind the tables the barriers; what is read ahead of the last entries lies behind them.
     const int64_t barrier_bytes = mma ? 16 * c.stages + 64 : 0;

@@ -24,8 +24,11 @@ KernelTable TableOf(const Problem& p, const Config& config) {
       {SddmmFloat32, SddmmBFloat16, SddmmFloat16},
   };
   constexpr Make kMmaTables[3] = {SpmmMmaFloat32, SpmmMmaBFloat16, SpmmMmaFloat16};
-  const int dtype = static_cast<int>(p.dtype);
-  return IsMma(config.kernel) ? kMmaTables[dtype]() : kTables[static_cast<int>(p.op)][dtype]();
+  constexpr Make kSkinnyTables[3] = {SpmmSkinnyFloat32, SpmmSkinnyBFloat16, SpmmSkinnyFloat16};
+  const Make* tables = IsMma(config.kernel)      ? kMmaTables
+                       : IsSkinny(config.kernel) ? kSkinnyTables
+                                                 : kTables[static_cast<int>(p.op)];
+  return tables[static_cast<int>(p.dtype)]();
 }
 
 #ifdef JAX_NM_HAVE_SM90A
@@ -38,17 +41,9 @@ KernelTable HopperTableOf(const Problem& p) {
 KernelTable HopperTableOf(const Problem&) { return {nullptr, 0}; }
 #endif
 
-KernelTable SkinnyTableOf(DType dtype) {
-  return dtype == DType::kFloat32    ? SpmmSkinnyFloat32()
-         : dtype == DType::kBFloat16 ? SpmmSkinnyBFloat16()
-                                     : SpmmSkinnyFloat16();
-}
-
 // Null if there is none: `Choose` rules that out.
 KernelEntry* FindEntry(const Problem& p, const Config& config) {
-  const KernelTable table = IsHopper(config.kernel)   ? HopperTableOf(p)
-                            : IsSkinny(config.kernel) ? SkinnyTableOf(p.dtype)
-                                                      : TableOf(p, config);
+  const KernelTable table = IsHopper(config.kernel) ? HopperTableOf(p) : TableOf(p, config);
   for (int32_t i = 0; i < table.count; ++i) {
     KernelEntry& entry = table.entries[i];
     if (entry.kernel == config.kernel && entry.variant == VariantOf(config)) return &entry;

@@ -114,8 +114,8 @@ struct SpmmMmaCopier : SpmmMmaStages<Traits> {
   // Number i of the table's entries, group by group.
   __device__ __forceinline__ Entry MakeEntry(int32_t i) const {
     const int32_t group = args.by_table_slots.Quotient(i), slot = i - group * table_slots;
-    const bool there = i < args.config.groups_in_tile * table_slots &&
-                       first_group + group < args.groups && slot < args.config.block_kept;
+    const bool there =
+        i < EntryCount() && first_group + group < args.groups && slot < args.config.block_kept;
     // What a thread copies of kMmaSlots gathered lines lies together.
     const int32_t within = slot % kMmaSlots;
     const int32_t place = kWindow ? i : i - within + within % kXPass * kXCopies + within / kXPass;
