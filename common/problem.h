@@ -42,7 +42,8 @@ enum class Activation : int32_t {
 };
 
 // The bits of the `flags` attribute of the FFI targets.
-constexpr int32_t kAllowTF32 = 1;  // float32 products may run on TF32 tensor cores
+constexpr int32_t kAllowTF32 = 1;  // not HIGHEST: float32 operands may be rounded to TF32, partial
+                                   // sums of half-precision ones to bfloat16
 
 // Rows of values of an spmm may be padded with zeros to whole 16 bytes of half precision.
 constexpr int64_t PaddedCols(int64_t cols) { return (cols + 7) / 8 * 8; }

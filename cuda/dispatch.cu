@@ -34,8 +34,11 @@ KernelTable TableOf(const Problem& p, const Config& config) {
 #ifdef JAX_NM_HAVE_SM90A
 KernelTable HopperTableOf(const Problem& p) {
   const bool float_result = p.result_dtype == DType::kFloat32;
-  if (p.op == Op::kSpmmT) return HopperSpmmTBFloat16(float_result);
-  return p.dtype == DType::kBFloat16 ? HopperBFloat16(float_result) : HopperFloat16(float_result);
+  const bool bfloat16 = p.dtype == DType::kBFloat16;
+  if (p.op == Op::kSpmmT) {
+    return bfloat16 ? HopperSpmmTBFloat16(float_result) : HopperSpmmTFloat16(float_result);
+  }
+  return bfloat16 ? HopperBFloat16(float_result) : HopperFloat16(float_result);
 }
 #else
 KernelTable HopperTableOf(const Problem&) { return {nullptr, 0}; }

@@ -120,20 +120,25 @@ using HopperSddmm64x64x2 = HopperTile<Op::kSddmm, KernelId::kSddmmHopper64x64x2,
 //
 //   partial[row, slot] = sum over its columns of dy[row, c] * values[slot, c]
 //
-// for the slots of the tile's windows, in steps of 64 columns; then, rounded to the operands'
-// dtype,
+// for the slots of the tile's windows, in steps of 64 columns; then, as a sum of kParts terms in
+// bfloat16,
 //
 //   dx[row, feature] += partial[row, slot] * one_hot[slot, feature]
 //
 // where the one-hot matrix says which feature a slot holds. 16 slots, the depth of one wgmma, hold
 // features of one block of 256 * 16 / kSlots, so the second product costs as much as another 4096 /
-// kSlots columns of the first.
-template <KernelId kId_, int32_t kSlots_>
+// kSlots columns of the first, for each part.
+//
+// One part has 8 bits of a partial sum. A second one has 8 of what the first left, so that together
+// they are off by at most 2^-16 of the sum, and hold integers up to 2^17. In float16, which has
+// more bits than one part and less range than partial sums need, there are always two.
+template <KernelId kId_, int32_t kSlots_, int32_t kParts_>
 struct HopperScatterTile {
   static constexpr KernelId kId = kId_;
   static constexpr int32_t kBlockRows = 64 * kHopperConsumers;
   static constexpr int32_t kBlockFeatures = 256;
   static constexpr int32_t kSlots = kSlots_;
+  static constexpr int32_t kParts = kParts_;
   static constexpr int32_t kStepCols = kHopperLineElements;
 
   // Lines of dy are 64 rows of a column, a slab for each consumer; lines of the values 64 columns
@@ -169,10 +174,14 @@ struct HopperScatterTile {
   static_assert(kStages >= 4, "the copies of a step have three steps' time");
 };
 
-using HopperScatter128 = HopperScatterTile<KernelId::kSpmmTHopper128, 128>;
-using HopperScatter64 = HopperScatterTile<KernelId::kSpmmTHopper64, 64>;
-using HopperScatter32 = HopperScatterTile<KernelId::kSpmmTHopper32, 32>;
-using HopperScatter16 = HopperScatterTile<KernelId::kSpmmTHopper16, 16>;
+using HopperScatter128 = HopperScatterTile<KernelId::kSpmmTHopper128, 128, 1>;
+using HopperScatter64 = HopperScatterTile<KernelId::kSpmmTHopper64, 64, 1>;
+using HopperScatter32 = HopperScatterTile<KernelId::kSpmmTHopper32, 32, 1>;
+using HopperScatter16 = HopperScatterTile<KernelId::kSpmmTHopper16, 16, 1>;
+using HopperScatter128HiLo = HopperScatterTile<KernelId::kSpmmTHopper128HiLo, 128, 2>;
+using HopperScatter64HiLo = HopperScatterTile<KernelId::kSpmmTHopper64HiLo, 64, 2>;
+using HopperScatter32HiLo = HopperScatterTile<KernelId::kSpmmTHopper32HiLo, 32, 2>;
+using HopperScatter16HiLo = HopperScatterTile<KernelId::kSpmmTHopper16HiLo, 16, 2>;
 
 // Whether the blocks of a cluster may share a tile: with float32 results, the consumers of the
 // largest tiles have no registers left for that.

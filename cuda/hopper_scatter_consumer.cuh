@@ -60,6 +60,7 @@ class HopperScatterConsumer {
   // the sums of dx then live together.
   static constexpr bool kOverlaps = Tile::kSlots <= 64;
   static constexpr int32_t kPartialSums = Tile::kSlots / 2;  // of a thread
+  static constexpr int32_t kParts = Tile::kParts;
   static constexpr int32_t kBlocks = Tile::kBlocks;
   static constexpr int32_t kBlockSums = Tile::kFeatures / 2;
   // A round of the epilogue is as many features as a line has elements. They are rounded in turns,
@@ -104,24 +105,42 @@ class HopperScatterConsumer {
     if (lane_ == 0) ptx::BarrierArrive(shared_.Empty(stage));
   }
 
-  // A thread's sums of 64 x 16 are, rounded in pairs, its share of the operand of 16 slots.
+  // A thread's sums of 64 x 16 are, rounded in pairs, its share of the operand of 16 slots. They
+  // are left with what rounding took.
   __device__ __forceinline__ void Scatter(float (&sums)[kBlocks][kBlockSums],
-                                          const float (&partial)[kPartialSums], bool accumulate) {
-    uint32_t rounded[kBlocks][4];
+                                          float (&partial)[kPartialSums], bool accumulate) {
+    uint32_t rounded[kParts][kBlocks][4];
 #pragma unroll
     for (int32_t i = 0; i < kBlocks * 4; ++i) {
-      rounded[i / 4][i % 4] = RoundPair<T>(partial[2 * i], partial[2 * i + 1]);
+#pragma unroll
+      for (int32_t part = 0; part < kParts; ++part) {
+        const uint32_t pair = RoundPair<__nv_bfloat16>(partial[2 * i], partial[2 * i + 1]);
+        rounded[part][i / 4][i % 4] = pair;
+        if (part + 1 < kParts) {
+          // Exact: bfloat16 is the upper half of float32.
+          partial[2 * i] -= __uint_as_float(pair << 16);
+          partial[2 * i + 1] -= __uint_as_float(pair & 0xffff0000u);
+        }
+      }
     }
 #pragma unroll
-    for (int32_t block = 0; block < kBlocks; ++block) ptx::PinRegisters(rounded[block]);
+    for (int32_t part = 0; part < kParts; ++part) {
+#pragma unroll
+      for (int32_t block = 0; block < kBlocks; ++block) ptx::PinRegisters(rounded[part][block]);
+    }
     ptx::BarrierWait(shared_.OneHotFull(one_hots_.stage), one_hots_.parity);
     TestDelay();
     ptx::WgmmaFence();
+    // Blocks run fastest, so that of two products in a row neither waits for the other's sums.
 #pragma unroll
-    for (int32_t block = 0; block < kBlocks; ++block) {
-      const uint32_t one_hot = shared_.OneHot(one_hots_.stage) + block * Tile::kOneHotBlockBytes;
-      ptx::WgmmaRegisters(ptx::OperandTag<T, ptx::MnMajor>{}, sums[block], rounded[block],
-                          OneHotDescriptor(one_hot), accumulate);
+    for (int32_t part = 0; part < kParts; ++part) {
+#pragma unroll
+      for (int32_t block = 0; block < kBlocks; ++block) {
+        const uint32_t one_hot = shared_.OneHot(one_hots_.stage) + block * Tile::kOneHotBlockBytes;
+        ptx::WgmmaRegisters(ptx::OperandTag<__nv_bfloat16, ptx::MnMajor>{}, sums[block],
+                            rounded[part][block], OneHotDescriptor(one_hot),
+                            part > 0 || accumulate);
+      }
     }
     ptx::WgmmaCommit();
     one_hots_.Advance();

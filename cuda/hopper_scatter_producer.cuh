@@ -21,10 +21,9 @@ __device__ __forceinline__ uint32_t OneHotOffset(int32_t slot, int32_t feature) 
   }
 }
 
-template <class T>
 constexpr uint16_t kOne = 0x3f80;  // of bfloat16
 
-template <class T, class Tile>
+template <class Tile>
 class HopperScatterProducer {
  public:
   __device__ __forceinline__ HopperScatterProducer(const HopperArgs& args, const HopperMaps& maps,
@@ -125,7 +124,7 @@ class HopperScatterProducer {
       const int32_t feature = args_.by_n.Quotient(slot) * args_.m + in_window;
       marks.of[i] = slot / 16 * Tile::kOneHotBlockBytes +
                     OneHotOffset<Tile>(slot % 16, feature % Tile::kFeatures);
-      ptx::StoreShared(one_hot + marks.of[i], kOne<T>);
+      ptx::StoreShared(one_hot + marks.of[i], kOne);
     }
   }
 

@@ -5,10 +5,10 @@
 //   producer   warpgroup 0: a warp fetches dy and the values by TMA, two build one-hot matrices
 //   consumers  warpgroups 1 and 2: multiply, scatter and store, each 64 rows of the tile
 //
-// A partial sum of a group is rounded to the operands' dtype once. Slots beyond `valid_kept` and
+// A partial sum of a group becomes one part or two in bfloat16. Slots beyond `valid_kept` and
 // columns beyond `cols` are zeros on both sides. What is not finite is multiplied by the zeros of
 // the one-hots too: a NaN of dy reaches all features of its row, one of the values, or a partial
-// sum that overflows, the features of its block.
+// sum that overflows bfloat16, the features of its block.
 #pragma once
 
 #include "hopper_scatter_consumer.cuh"
@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
   const int32_t warpgroup = warp / kWarpgroupWarps;
   if (warpgroup == 0) {
     ptx::DecreaseRegisters<Tile::kProducerRegisters>();
-    const HopperScatterProducer<T, Tile> producer(args, maps, shared);
+    const HopperScatterProducer<Tile> producer(args, maps, shared);
     if (warp == 0) {
       producer.Fetch();
     } else if (warp <= Tile::kOneHots) {

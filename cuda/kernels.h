@@ -46,5 +46,6 @@ KernelTable SddmmFloat16();
 KernelTable HopperBFloat16(bool float_result);
 KernelTable HopperFloat16(bool float_result);
 KernelTable HopperSpmmTBFloat16(bool float_result);
+KernelTable HopperSpmmTFloat16(bool float_result);
 
 }  // namespace jax_nm

@@ -1,24 +1,13 @@
-#include "kernel_hopper_scatter.cuh"
-#include "kernels.h"
+#include "hopper_scatter_tables.cuh"
 
 namespace jax_nm {
 namespace {
 
-template <class Out, class Tile>
-KernelEntry Entry() {
-  return {Tile::kId, true,
-          reinterpret_cast<const void*>(&HopperScatterKernel<__nv_bfloat16, Out, Tile>)};
-}
-
 template <class Out>
 KernelTable Table() {
-  static KernelEntry entries[] = {
-      Entry<Out, HopperScatter128>(),
-      Entry<Out, HopperScatter64>(),
-      Entry<Out, HopperScatter32>(),
-      Entry<Out, HopperScatter16>(),
-  };
-  return {entries, static_cast<int32_t>(sizeof(entries) / sizeof(entries[0]))};
+  return HopperScatterTable<__nv_bfloat16, Out, HopperScatter128, HopperScatter64, HopperScatter32,
+                            HopperScatter16, HopperScatter128HiLo, HopperScatter64HiLo,
+                            HopperScatter32HiLo, HopperScatter16HiLo>();
 }
 
 }  // namespace

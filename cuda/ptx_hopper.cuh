@@ -272,12 +272,20 @@ JAX_NM_WGMMA_FIRST(__nv_bfloat16, "bf16", MAndKMajor, "1, 0", 16, 8, "%8", "%9")
 JAX_NM_WGMMA_FIRST(__nv_bfloat16, "bf16", MAndKMajor, "1, 0", 32, 16, "%16", "%17")
 JAX_NM_WGMMA_FIRST(__nv_bfloat16, "bf16", MAndKMajor, "1, 0", 64, 32, "%32", "%33")
 JAX_NM_WGMMA_FIRST(__nv_bfloat16, "bf16", MAndKMajor, "1, 0", 128, 64, "%64", "%65")
+JAX_NM_WGMMA_FIRST(__half, "f16", MAndKMajor, "1, 0", 16, 8, "%8", "%9")
+JAX_NM_WGMMA_FIRST(__half, "f16", MAndKMajor, "1, 0", 32, 16, "%16", "%17")
+JAX_NM_WGMMA_FIRST(__half, "f16", MAndKMajor, "1, 0", 64, 32, "%32", "%33")
+JAX_NM_WGMMA_FIRST(__half, "f16", MAndKMajor, "1, 0", 128, 64, "%64", "%65")
 #undef JAX_NM_WGMMA_FIRST
 
 JAX_NM_WGMMA(__nv_bfloat16, "bf16", MAndKMajor, "1, 0", 16, 8, "%8", "%9", "%10")
 JAX_NM_WGMMA(__nv_bfloat16, "bf16", MAndKMajor, "1, 0", 32, 16, "%16", "%17", "%18")
 JAX_NM_WGMMA(__nv_bfloat16, "bf16", MAndKMajor, "1, 0", 64, 32, "%32", "%33", "%34")
 JAX_NM_WGMMA(__nv_bfloat16, "bf16", MAndKMajor, "1, 0", 128, 64, "%64", "%65", "%66")
+JAX_NM_WGMMA(__half, "f16", MAndKMajor, "1, 0", 16, 8, "%8", "%9", "%10")
+JAX_NM_WGMMA(__half, "f16", MAndKMajor, "1, 0", 32, 16, "%16", "%17", "%18")
+JAX_NM_WGMMA(__half, "f16", MAndKMajor, "1, 0", 64, 32, "%32", "%33", "%34")
+JAX_NM_WGMMA(__half, "f16", MAndKMajor, "1, 0", 128, 64, "%64", "%65", "%66")
 
 // The same with a in registers, 64 x 16 as a thread holds the sums of an m64n16, rounded in pairs;
 // N is contiguous in b.

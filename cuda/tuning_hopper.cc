@@ -25,10 +25,13 @@ struct Shape {
   int32_t group_cols;   // of each; they lie in one group of the weight
   int32_t stages;
   int32_t shared_bytes;
-  double step_cycles;         // of a step
-  double tile_cycles;         // of a tile beside its steps
-  int32_t slots = 0;          // spmm_t: that the features of a tile keep
-  double group_cycles = 0.0;  // spmm_t: of a group beside its steps
+  double step_cycles;  // of a step
+  double tile_cycles;  // of a tile beside its steps
+  // spmm_t
+  int32_t slots = 0;             // that the features of a tile keep
+  int32_t parts = 0;             // of a partial sum
+  double group_cycles = 0.0;     // of a group beside its steps, for each part
+  double products_cycles = 0.0;  // of tensor cores alone, in a step
 };
 
 // A step costs what wgmma reads of shared memory, and what the copies write there, take together:
@@ -41,19 +44,33 @@ constexpr Shape MakeShape(double step_cycles, double tile_cycles) {
           Tile::kSharedBytes, step_cycles,   tile_cycles};
 }
 
-// Cycles of an H200 at 4096^3, L = 128 and 256; those of the smallest tile are guesses.
+// Cycles of an H200 at 4096^3, L = 128 and 256, with one part; those of the smallest tile, and that
+// a second part costs as much as the first, are guesses. Products alone as a microbenchmark of
+// wgmma took them.
+struct ScatterCycles {
+  double step;
+  double group;
+  double products;
+};
+constexpr ScatterCycles kScatter128{560.0, 300.0, 512.0}, kScatter64{390.0, 170.0, 256.0},
+    kScatter32{380.0, 60.0, 210.0}, kScatter16{370.0, 60.0, 180.0};
+
 template <class Tile>
-constexpr Shape MakeScatterShape(double step_cycles, double group_cycles) {
+constexpr Shape MakeScatterShape(const ScatterCycles& cycles) {
   return {Op::kSpmmT, Tile::kId,       Tile::kBlockRows, Tile::kBlockFeatures, Tile::kStepCols,
-          1,          Tile::kStepCols, Tile::kStages,    Tile::kSharedBytes,   step_cycles,
-          4000.0,     Tile::kSlots,    group_cycles};
+          1,          Tile::kStepCols, Tile::kStages,    Tile::kSharedBytes,   cycles.step,
+          4000.0,     Tile::kSlots,    Tile::kParts,     cycles.group,         cycles.products};
 }
 
 constexpr Shape kShapes[] = {
-    MakeScatterShape<HopperScatter128>(560.0, 300.0),
-    MakeScatterShape<HopperScatter64>(390.0, 170.0),
-    MakeScatterShape<HopperScatter32>(380.0, 60.0),
-    MakeScatterShape<HopperScatter16>(370.0, 60.0),
+    MakeScatterShape<HopperScatter128>(kScatter128),
+    MakeScatterShape<HopperScatter64>(kScatter64),
+    MakeScatterShape<HopperScatter32>(kScatter32),
+    MakeScatterShape<HopperScatter16>(kScatter16),
+    MakeScatterShape<HopperScatter128HiLo>(kScatter128),
+    MakeScatterShape<HopperScatter64HiLo>(kScatter64),
+    MakeScatterShape<HopperScatter32HiLo>(kScatter32),
+    MakeScatterShape<HopperScatter16HiLo>(kScatter16),
     MakeShape<HopperSpmm256x128>(1100.0, 4000.0),
     MakeShape<HopperSpmm256x64x2>(820.0, 4500.0),
     MakeShape<HopperSpmm128x128>(656.0, 2300.0),
@@ -187,15 +204,16 @@ bool IsHopper(KernelId kernel) { return FindShape(kernel) != nullptr; }
 
 std::string HopperReason(const Problem& p, KernelId kernel) {
   const Shape& s = *FindShape(kernel);
-  if (p.op == Op::kSpmmT) {
-    if (p.dtype != DType::kBFloat16) return "needs bfloat16 operands";
-    if (!p.allow_tf32) return "rounds partial sums to bfloat16, which HIGHEST rules out";
-    if (16 % p.n != 0 || s.block_cols % p.m != 0 || s.block_cols / p.m * p.n != s.slots) {
-      return "needs n to divide 16, m to divide 256 and n / m to be " + std::to_string(s.slots) +
-             " / 256, got " + std::to_string(p.n) + ":" + std::to_string(p.m);
-    }
-  } else if (p.dtype != DType::kBFloat16 && p.dtype != DType::kFloat16) {
+  const bool one_part = p.op == Op::kSpmmT && s.parts == 1;
+  if (one_part && p.dtype != DType::kBFloat16) return "needs bfloat16 operands";
+  if (one_part && !p.allow_tf32) return "rounds partial sums to bfloat16, which HIGHEST rules out";
+  if (p.dtype != DType::kBFloat16 && p.dtype != DType::kFloat16) {
     return "needs bfloat16 or float16 operands";
+  }
+  if (p.op == Op::kSpmmT &&
+      (16 % p.n != 0 || s.block_cols % p.m != 0 || s.block_cols / p.m * p.n != s.slots)) {
+    return "needs n to divide 16, m to divide 256 and n / m to be " + std::to_string(s.slots) +
+           " / 256, got " + std::to_string(p.n) + ":" + std::to_string(p.m);
   }
   if (p.x_layout != Layout::kFeatureMajor) return "needs a feature-major x, got a row-major one";
   if (p.batch == 0 || p.rows == 0 || p.cols == 0 || p.depth == 0) {
@@ -248,8 +266,14 @@ double HopperCycles(const Problem& p, const Config& c) {
   const int64_t shared_rounds = CeilDiv64(c.shared_tiles, c.blocks / c.cluster);
   const double sums_bytes = 4.0 * s.block_n * s.block_cols;
   const double share = kShare + sums_bytes * (c.cluster - 1) / c.cluster / kBytesPerCycle;
-  const double tile_cycles = s.tile_cycles + p.groups * s.group_cycles;
-  return kLaunch + rounds * (steps * s.step_cycles + tile_cycles) +
+  double walk_cycles = steps * s.step_cycles;
+  if (p.op == Op::kSpmmT) {
+    // The products of a group's scatter: 64 x 256 by 16 slots, of each consumer.
+    constexpr double kScatter = 256.0;
+    walk_cycles = std::max(walk_cycles + p.groups * s.parts * s.group_cycles,
+                           steps * s.products_cycles + p.groups * s.parts * kScatter);
+  }
+  return kLaunch + rounds * (walk_cycles + s.tile_cycles) +
          shared_rounds * (CeilDiv64(steps, c.cluster) * s.step_cycles + s.tile_cycles + share);
 }
 

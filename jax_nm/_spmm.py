@@ -52,8 +52,8 @@ def spmm(
     memory of a dense weight while it lasts. There a NaN or Inf in a row of `x` or of
     the cotangent makes that whole row of the result or of the gradient for `x`
     non-finite; the latter also on the tensor cores of Hopper. Elsewhere it reaches the
-    elements that read it. In bfloat16 those tensor cores also round each group's share
-    of that gradient to bfloat16, except under HIGHEST.
+    elements that read it. Those tensor cores also round each group's share of that
+    gradient: in bfloat16 to 8 bits, in float16 and under HIGHEST to 16.
 
     Args:
       x: ``[..., depth]``, floating. A batched `w` broadcasts against ``x.shape[:-2]``

@@ -130,6 +130,7 @@ _HOPPER = [
     _problem("hopper_one_group", 88, 96, 392, "8:32:512"),
     _problem("hopper_batched", 72, 100, 136, "8:32:64", batch=(2,)),
     _problem("hopper_few_slots", 72, 8, 72, "1:8:64"),
+    _problem("hopper_sixteenth", 136, 330, 200, "2:32:64"),
     _problem("hopper_many_steps", 136, 1400, 264, "16:32:128"),
     _problem("hopper_many_tiles", 264, 40, 136, "8:32:256", batch=(45,)),
     _problem("hopper_bands", 1032, 40, 1160, "8:32:128"),
@@ -264,7 +265,7 @@ def is_padding(problem: Problem) -> np.ndarray:
     return slot // n * m + slot % n >= problem.depth
 
 
-def cuda_kernels(op: str, problem: Problem, *epilogue) -> list[int]:
+def cuda_kernels(op: str, problem: Problem, *epilogue, highest=False) -> list[int]:
     """The ids of the kernels that can compute this problem as it is lowered here.
 
     `epilogue` is the name of a fused activation and whether there is a bias.
@@ -276,7 +277,7 @@ def cuda_kernels(op: str, problem: Problem, *epilogue) -> list[int]:
     sizes = (math.prod(problem.batch), rows, problem.cols)
 
     def can_run(kernel: int) -> bool:
-        spec = problem.spec(kernel=kernel, arch=int(capability))
+        spec = problem.spec(kernel=kernel, arch=int(capability), highest=highest)
         arguments = _lowering.problem_arguments(
             op, dtype, dtype, *sizes, spec, x_fm, y_fm, *epilogue
         )
