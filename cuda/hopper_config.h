@@ -23,6 +23,7 @@ constexpr int32_t kHopperLineBytes = 128;                         // a line of t
 constexpr int32_t kHopperLineElements = kHopperLineBytes / 2;
 constexpr int32_t kHopperStagingBytes = 64 * kHopperLineBytes;  // one round of the epilogue
 constexpr int32_t kHopperWarpCols = 16;                         // of a consumer's 64 columns
+constexpr int32_t kHopperBlockSlots = 16;  // spmm_t: of a block of features, at most
 constexpr int32_t kHopperMaxStages = 8;
 constexpr uint32_t kHopperNoLine = UINT32_MAX;  // the offset, in 16 bytes, of a line of zeros
 
@@ -132,6 +133,9 @@ using HopperSddmm64x64x2 = HopperTile<Op::kSddmm, KernelId::kSddmmHopper64x64x2,
 // One part has 8 bits of a partial sum. A second one has 8 of what the first left, so that together
 // they are off by at most 2^-16 of the sum, and hold integers up to 2^17. In float16, which has
 // more bits than one part and less range than partial sums need, there are always two.
+//
+// With two parts a block of features may also have fewer slots of the weight than 16: behind them
+// lie slots of the next block, which the one-hot matrix leaves out.
 template <KernelId kId_, int32_t kSlots_, int32_t kParts_>
 struct HopperScatterTile {
   static constexpr KernelId kId = kId_;
@@ -139,6 +143,7 @@ struct HopperScatterTile {
   static constexpr int32_t kBlockFeatures = 256;
   static constexpr int32_t kSlots = kSlots_;
   static constexpr int32_t kParts = kParts_;
+  static constexpr bool kFullBlocks = kParts == 1;  // each holds 16 slots of the weight
   static constexpr int32_t kStepCols = kHopperLineElements;
 
   // Lines of dy are 64 rows of a column, a slab for each consumer; lines of the values 64 columns
@@ -150,7 +155,7 @@ struct HopperScatterTile {
 
   // Two one-hot matrices, so that one is built while the other is read: a line for each slot in
   // each slab of 64 features, or of 32 where a block has no more.
-  static constexpr int32_t kBlocks = kSlots / 16;
+  static constexpr int32_t kBlocks = kSlots / kHopperBlockSlots;
   static constexpr int32_t kFeatures = kBlockFeatures / kBlocks;  // of a block
   static constexpr int32_t kOneHotBlockBytes = 16 * kFeatures * 2;
   static constexpr int32_t kOneHotBytes = kBlocks * kOneHotBlockBytes;
@@ -252,6 +257,7 @@ struct HopperArgs {
   bool result_feature_major;
   bool emits_sum;
   Activation activation;
+  int32_t block_slots;  // spmm_t: of each block of features
 };
 
 }  // namespace jax_nm

@@ -51,8 +51,7 @@ class HopperScatterProducer {
             ptx::LoadBox(shared_.X(ring.stage) + slab * Tile::kDySlabBytes, &maps_.first, full,
                          at.n_tile * Tile::kBlockRows + slab * 64, col, at.batch);
           }
-          ptx::LoadBox(shared_.Second(ring.stage), &maps_.second, full, col,
-                       at.col_tile * Tile::kSlots, at.batch);
+          LoadValues(shared_.Second(ring.stage), full, col, at);
         }
         __syncwarp();
         ring.Advance();
@@ -69,7 +68,7 @@ class HopperScatterProducer {
     int32_t group = buffer;
     for (int32_t i = 0; i < count; group -= args_.groups, ++i) {
       const HopperCoordinates at = args_.raster.Locate(walk_.Work(i).tile);
-      const int32_t first_slot = at.col_tile * Tile::kSlots + lane_;
+      const int32_t first_slot = FirstSlot(at) + lane_ - lane_ / 16 * (16 - BlockSlots());
       const uint8_t* indices = args_.indices + at.batch * args_.indices_batch + first_slot;
       for (; group < args_.groups; group += Tile::kOneHots) {
         const Index index = FetchIndex(indices + int64_t{group} * args_.kept, first_slot);
@@ -89,6 +88,30 @@ class HopperScatterProducer {
   static constexpr int32_t kOwned = (Tile::kSlots + 31) / 32;
   static constexpr uint32_t kNothing = UINT32_MAX;
 
+  __device__ __forceinline__ int32_t BlockSlots() const {
+    return Tile::kFullBlocks ? kHopperBlockSlots : args_.block_slots;
+  }
+
+  // Of the weight, that a tile holds.
+  __device__ __forceinline__ int32_t FirstSlot(const HopperCoordinates& at) const {
+    return at.col_tile * (Tile::kBlocks * BlockSlots());
+  }
+
+  // All slots of a tile, or 16 for each of its blocks.
+  __device__ __forceinline__ void LoadValues(uint32_t to, uint32_t full, int32_t col,
+                                             const HopperCoordinates& at) const {
+    const int32_t first_slot = FirstSlot(at);
+    if (BlockSlots() == kHopperBlockSlots) {
+      ptx::LoadBox(to, &maps_.second, full, col, first_slot, at.batch);
+      return;
+    }
+#pragma unroll
+    for (int32_t block = 0; block < Tile::kBlocks; ++block) {
+      ptx::LoadBox(to + block * kHopperBlockSlots * kHopperLineBytes, &maps_.second, full, col,
+                   first_slot + block * BlockSlots(), at.batch);
+    }
+  }
+
   // The offsets within a one-hot matrix that hold ones.
   struct Marks {
     uint32_t of[kOwned];
@@ -106,8 +129,10 @@ class HopperScatterProducer {
     Index index;
 #pragma unroll
     for (int32_t i = 0; i < kOwned; ++i) {
-      const bool is_slot = lane_ + i * 32 < Tile::kSlots && first_slot + i * 32 < args_.valid_kept;
-      index.of[i] = is_slot ? uint32_t{__ldg(indices + i * 32)} : kNothing;
+      const int32_t ahead = i * 2 * BlockSlots();
+      const bool is_slot = lane_ + i * 32 < Tile::kSlots && lane_ % 16 < BlockSlots() &&
+                           first_slot + ahead < args_.valid_kept;
+      index.of[i] = is_slot ? uint32_t{__ldg(indices + ahead)} : kNothing;
     }
     return index;
   }
@@ -121,7 +146,8 @@ class HopperScatterProducer {
       marks.of[i] = kNothing;
       if (index.of[i] == kNothing) continue;
       const int32_t in_window = min(static_cast<int32_t>(index.of[i]), args_.m - 1);
-      const int32_t feature = args_.by_n.Quotient(slot) * args_.m + in_window;
+      const int32_t window = args_.by_n.Quotient(Tile::kFullBlocks ? slot : slot % 16);
+      const int32_t feature = window * args_.m + in_window;
       marks.of[i] = slot / 16 * Tile::kOneHotBlockBytes +
                     OneHotOffset<Tile>(slot % 16, feature % Tile::kFeatures);
       ptx::StoreShared(one_hot + marks.of[i], kOne);

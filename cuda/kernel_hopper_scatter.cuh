@@ -8,7 +8,8 @@
 // A partial sum of a group becomes one part or two in bfloat16. Slots beyond `valid_kept` and
 // columns beyond `cols` are zeros on both sides. What is not finite is multiplied by the zeros of
 // the one-hots too: a NaN of dy reaches all features of its row, one of the values, or a partial
-// sum that overflows bfloat16, the features of its block.
+// sum that overflows bfloat16, the features of its block, and of the one before if they are not
+// full.
 #pragma once
 
 #include "hopper_scatter_consumer.cuh"

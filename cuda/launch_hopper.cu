@@ -97,6 +97,9 @@ HopperArgs MakeHopperArgs(const Problem& p, const Config& config, const Buffers&
   a.result_feature_major = p.op == Op::kSpmm && p.y_layout == Layout::kFeatureMajor;
   a.emits_sum = p.emits_sum;
   a.activation = p.activation;
+  if (p.op == Op::kSpmmT) {
+    a.block_slots = config.block_windows * p.n / (config.block_kept / kHopperBlockSlots);
+  }
   return a;
 }
 
@@ -109,8 +112,10 @@ cudaError_t MakeDyMap(const Problem& p, const void* data, CUtensorMap* map) {
 
 cudaError_t MakeValuesMap(const Problem& p, const Config& config, const HopperArgs& args,
                           const void* data, CUtensorMap* map) {
+  // In spmm_t the slots of the tile, or of one of its blocks.
+  const bool blocks = p.op == Op::kSpmmT && args.block_slots < kHopperBlockSlots;
   return MakeMap({data, p.dtype, p.cols, p.values_cols, args.valid_kept, p.kept, p.batch},
-                 config.block_kept, map);
+                 blocks ? kHopperBlockSlots : config.block_kept, map);
 }
 
 // Of the result, or of the sum before the activation, which lies alike.

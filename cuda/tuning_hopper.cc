@@ -112,7 +112,7 @@ Config BlocksOf(const Problem& p, const Shape& s) {
       c.block_kept = s.block_n;
       break;
   }
-  c.block_windows = UnitsTouched(c.block_kept, p.n);
+  c.block_windows = p.op == Op::kSpmmT ? s.block_cols / p.m : UnitsTouched(c.block_kept, p.n);
   return c;
 }
 
@@ -164,6 +164,23 @@ int32_t BlocksInClusters(int32_t num_sms, int32_t cluster) {
   return (cluster == 2 ? num_sms : num_sms * 8 / 9) / cluster * cluster;
 }
 
+// What spmm_t needs of a pattern: whole windows in each block of features, and 16 slots for them,
+// or with two parts at most as many.
+std::string PatternReason(const Problem& p, const Shape& s) {
+  const int32_t features = s.block_cols / (s.slots / kHopperBlockSlots);
+  const int32_t slots = features % p.m == 0 ? features / p.m * p.n : 0;
+  const std::string got = ", got " + std::to_string(p.n) + ":" + std::to_string(p.m);
+  if (s.parts > 1 && (slots == 0 || slots > kHopperBlockSlots)) {
+    return "needs m to divide " + std::to_string(features) + " and at most 16 slots for as many" +
+           " features" + got;
+  }
+  if (s.parts == 1 && slots != kHopperBlockSlots) {
+    return "needs n to divide 16, m to divide 256 and n / m to be " + std::to_string(s.slots) +
+           " / 256" + got;
+  }
+  return "";
+}
+
 std::string MultipleOf8(const char* name, int64_t got) {
   return std::string("needs ") + name + " to be a multiple of 8, the 16 bytes of a copy, got " +
          std::to_string(got);
@@ -210,10 +227,9 @@ std::string HopperReason(const Problem& p, KernelId kernel) {
   if (p.dtype != DType::kBFloat16 && p.dtype != DType::kFloat16) {
     return "needs bfloat16 or float16 operands";
   }
-  if (p.op == Op::kSpmmT &&
-      (16 % p.n != 0 || s.block_cols % p.m != 0 || s.block_cols / p.m * p.n != s.slots)) {
-    return "needs n to divide 16, m to divide 256 and n / m to be " + std::to_string(s.slots) +
-           " / 256, got " + std::to_string(p.n) + ":" + std::to_string(p.m);
+  if (p.op == Op::kSpmmT) {
+    const std::string reason = PatternReason(p, s);
+    if (!reason.empty()) return reason;
   }
   if (p.x_layout != Layout::kFeatureMajor) return "needs a feature-major x, got a row-major one";
   if (p.batch == 0 || p.rows == 0 || p.cols == 0 || p.depth == 0) {

@@ -53,7 +53,7 @@ def spmm(
     the cotangent makes that whole row of the result or of the gradient for `x`
     non-finite; the latter also on the tensor cores of Hopper. Elsewhere it reaches the
     elements that read it. Those tensor cores also round each group's share of that
-    gradient: in bfloat16 to 8 bits, in float16 and under HIGHEST to 16.
+    gradient: in bfloat16 to 8 bits or 16, in float16 and under HIGHEST to 16.
 
     Args:
       x: ``[..., depth]``, floating. A batched `w` broadcasts against ``x.shape[:-2]``

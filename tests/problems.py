@@ -131,6 +131,8 @@ _HOPPER = [
     _problem("hopper_batched", 72, 100, 136, "8:32:64", batch=(2,)),
     _problem("hopper_few_slots", 72, 8, 72, "1:8:64"),
     _problem("hopper_sixteenth", 136, 330, 200, "2:32:64"),
+    _problem("hopper_partial_blocks", 136, 706, 200, "3:64:64"),
+    _problem("hopper_partial_batched", 72, 300, 136, "7:16:128", batch=(2,)),
     _problem("hopper_many_steps", 136, 1400, 264, "16:32:128"),
     _problem("hopper_many_tiles", 264, 40, 136, "8:32:256", batch=(45,)),
     _problem("hopper_bands", 1032, 40, 1160, "8:32:128"),

@@ -71,6 +71,9 @@ SCATTERED = [
         "hopper_batched",
         "hopper_few_slots",
         "hopper_sixteenth",
+        "hopper_64",
+        "hopper_partial_blocks",
+        "hopper_partial_batched",
         "hopper_many_steps",
         "hopper_many_tiles",
         "hopper_bands",
@@ -161,7 +164,7 @@ def test_partial_sums_of_spmm_t_may_be_wide(platform, problem):
 
 
 @pytest.mark.parametrize("out_dtype", ["float16", "float32"])
-@pytest.mark.parametrize("n", [16, 8, 4, 2])
+@pytest.mark.parametrize("n", [16, 12, 8, 4, 3, 2])
 def test_partial_sums_of_float16_do_not_overflow(platform, n, out_dtype):
     """Those of two groups exceed what float16 holds; their sum does not."""
     pattern = Pattern(n, 32, vector_length=128)

@@ -588,9 +588,9 @@ def test_what_the_hopper_kernels_of_sddmm_do_not_take(change, reason):
 @pytest.mark.parametrize(
     "change, reason",
     (
-        (dict(pattern=(12, 32, 256)), "needs n to divide 16, .* got 12:32"),
-        (dict(pattern=(24, 96, 256)), "needs n to divide 16, .* got 24:96"),
-        (dict(pattern=(1, 1, 256)), "needs n to divide 16, .* got 1:1"),
+        (dict(pattern=(24, 32, 256)), "needs {pattern}, got 24:32"),
+        (dict(pattern=(24, 96, 256)), "needs {pattern}, got 24:96"),
+        (dict(pattern=(1, 1, 256)), "needs {pattern}, got 1:1"),
         (dict(y_feature_major=False), "needs a feature-major dy"),
         (dict(pattern=(8, 32, 96)), "needs a vector_length that is a multiple of 64"),
         (dict(cols=4100), "needs the length of a row of values to be a multiple of 8"),
@@ -600,6 +600,9 @@ def test_what_the_hopper_kernels_of_sddmm_do_not_take(change, reason):
 def test_what_the_hopper_kernels_of_spmm_t_do_not_take(
     change, reason, highest, dtype, name
 ):
+    one_part = "n to divide 16, m to divide 256 and n / m to be 64 / 256"
+    two_parts = "m to divide 64 and at most 16 slots for as many features"
+    reason = reason.format(pattern=two_parts if name.endswith("_hi_lo") else one_part)
     spec = half("spmm_t", dtype=dtype, allow_tf32=not highest, **change)
     choice = _tuning.choose(**spec)
     assert choice["kernel"] not in HOPPER
@@ -638,6 +641,30 @@ def test_spmm_t_in_half_precision_runs_on_tensor_cores(
     if reason != "estimated at":
         with pytest.raises(ValueError, match=reason):
             _tuning.choose(**spec | {"kernel": _tuning.kernels()[one]})
+
+
+@pytest.mark.parametrize(
+    "pattern, slots",
+    (
+        ((12, 32), 128),
+        ((3, 8), 128),
+        ((7, 16), 128),
+        ((3, 16), 64),
+        ((3, 32), 32),
+        ((5, 64), 32),
+        ((3, 64), 16),
+        ((1, 256), 16),
+    ),
+)
+@pytest.mark.parametrize("dtype", ("bfloat16", "float16"))
+def test_blocks_of_spmm_t_may_hold_fewer_slots_in_two_parts(dtype, pattern, slots):
+    n, m = pattern
+    spec = half("spmm_t", dtype=dtype, pattern=(n, m, 256), allow_tf32=True)
+    choice = _tuning.choose(**spec)
+    assert choice["kernel"] == f"spmm_t_hopper_{slots}_hi_lo"
+    assert choice["config"]["block_windows"] == 256 // m
+    assert choice["config"]["block_kept"] == slots >= 256 // m * n
+    assert not _tuning.dense_pays(**spec)
 
 
 @pytest.mark.parametrize("n, slots", ((16, 128), (8, 64), (4, 32), (2, 16)))
