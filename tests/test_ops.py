@@ -70,6 +70,7 @@ SCATTERED = [
         "hopper_one_group",
         "hopper_batched",
         "hopper_few_slots",
+        "hopper_eighth",
         "hopper_sixteenth",
         "hopper_64",
         "hopper_partial_blocks",
