@@ -50,6 +50,7 @@ LONG = [
     if p.dtype == "bfloat16"
     and p.name
     in (
+        "hopper_eighth",
         "hopper_many_tiles",
         "hopper_shared_tiles",
         "hopper_shared_last",
