@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "kernel_args.h"
 #include "tuning_cost.h"
@@ -214,8 +215,8 @@ Candidate BestOf(const Problem& p, const Device& device, const KernelInfo& kerne
   Candidate best{&kernel, CheckKernel(p, device, kernel), Config{}, 0.0};
   if (best.verdict != Verdict::kChosen) return best;
   if (IsHopper(kernel.id)) {
-    best.config = HopperConfig(p, kernel.id, device.num_sms);
-    best.cycles = HopperCycles(p, best.config);
+    best.config = HopperConfig(p, kernel.id, device);
+    best.cycles = HopperCycles(p, device, best.config);
     return best;
   }
   if (IsSkinny(kernel.id)) return BestSkinny(p, device, kernel, workspace_bytes);
@@ -415,6 +416,13 @@ int64_t WorkspaceBytes(const Problem& p) {
   int64_t split = std::min({CeilDiv64(kEnoughTiles, tiles), CeilDiv64(reduction, 32),
                             int64_t{kMaxSplit}, kMaxWorkspaceBytes / (elements * 4)});
   return split < 2 ? 0 : split * elements * 4;
+}
+
+double FewRowsMicroseconds(const Problem& p, bool wgmma) {
+  const Choice choice = Choose(p, kDefaultArch, 0, wgmma, WorkspaceBytes(p));
+  if (choice.chosen.verdict != Verdict::kChosen) return std::numeric_limits<double>::infinity();
+  const double kernel = Microseconds(choice.device, choice.chosen.cycles);
+  return p.x_layout == Layout::kRowMajor ? kernel : kernel + TransposeMicroseconds(p);
 }
 
 bool DensePays(const Problem& p, bool wgmma) {

@@ -202,7 +202,21 @@ def _plan(
         dtype, out_dtype = np.dtype(compute), dtype
     result_dtype = dtype if out_dtype == dtype else accumulator(dtype)
     layout = options.result_layout if op == "spmm" else None
-    x_fm, y_fm = _lowering.layouts(platform, rows, layout)
+    name = _choice.kernel_name(spec.implementation)
+    if name is not None:
+        spec = dataclasses.replace(spec, kernel=_choice.kernel_ids()[name])
+    wgmma = True
+    if here and platform == "cuda":
+        wgmma = _lowering.has_wgmma()
+    x_fm, y_fm = _lowering.layouts(
+        op,
+        platform,
+        dtype,
+        (batch, rows, cols),
+        dataclasses.replace(spec, arch=capability),
+        layout,
+        wgmma=wgmma,
+    )
     problem = (
         f"rows {rows}, depth {spec.depth}, cols {cols}, pattern {spec.pattern}, "
         + (f"batch {batch}, " if w.batch_shape else "")
@@ -218,10 +232,8 @@ def _plan(
     built = _lowering.has_kernel_dtype(platform, dtype)
     cuda = _lowering.cuda_module()
     missing = here and platform == "cuda" and cuda is None
-    name = _choice.kernel_name(spec.implementation)
     if name is not None:
         _choice.check_built(name, platform, dtype, built and not missing)
-        spec = dataclasses.replace(spec, kernel=_choice.kernel_ids()[name])
     known = isinstance(rows, int) and isinstance(batch, int)
     compared = platform == "cuda" and built and not missing and known
     if spec.implementation == "dense" and not compared:
@@ -255,7 +267,6 @@ def _plan(
     if platform == "cpu":
         choice = _cpu.plan(*arguments[:12])
         return _kernel_plan(op, platform, _cpu.isa(), problem, choice)
-    wgmma = cuda.has_wgmma() if here and cuda is not None else True
     arch = f"sm_{capability}"
     if name is not None:
         _choice.check_kernel(name, arguments, wgmma)

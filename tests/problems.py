@@ -270,15 +270,16 @@ def cuda_kernels(op: str, problem: Problem, *epilogue) -> list[int]:
     `epilogue` is the name of a fused activation and whether there is a bias.
     """
     capability = str(jax.devices("cuda")[0].compute_capability).replace(".", "")
-    dtype, rows = jax.numpy.dtype(problem.dtype), problem.rows
-    x_fm, y_fm = _lowering.layouts("cuda", rows, None)
-    rows += _lowering.row_padding("cuda", rows, dtype, x_fm or y_fm)
-    sizes = (math.prod(problem.batch), rows, problem.cols)
+    dtype = jax.numpy.dtype(problem.dtype)
+    batch, rows, cols = math.prod(problem.batch), problem.rows, problem.cols
 
     def can_run(kernel: int) -> bool:
         spec = problem.spec(kernel=kernel, arch=int(capability))
+        layouts = _lowering.layouts(op, "cuda", dtype, (batch, rows, cols), spec)
+        padding = _lowering.row_padding("cuda", rows, dtype, any(layouts))
+        sizes = (batch, rows + padding, cols)
         arguments = _lowering.problem_arguments(
-            op, dtype, dtype, *sizes, spec, x_fm, y_fm, *epilogue
+            op, dtype, dtype, *sizes, spec, *layouts, *epilogue
         )
         try:
             _tuning.choose(*arguments)

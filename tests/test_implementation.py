@@ -416,7 +416,6 @@ HOPPER = "spmm_hopper_256x128"
         (80, HOPPER, {}, r"needs a device of compute capability 9\.0 .* got sm_80"),
         (90, HOPPER, {"dtype": "float32"}, "needs bfloat16 or float16 operands"),
         (90, HOPPER, {"length": 32}, "needs a vector_length that is .* got 32"),
-        (90, HOPPER, {"rows": 16}, "needs a feature-major x, got a row-major one"),
         (90, "spmm_128x128_gather", {"length": 5}, "gathering needs .* got 5"),
     ],
     ids=str,
