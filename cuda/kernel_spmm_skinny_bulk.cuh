@@ -49,6 +49,7 @@ __global__ void __launch_bounds__(kSkinnyBulkMaxThreads)
   SkinnyStages stages{address + kSkinnyBarriersOffset, address + kSkinnyHeaderBytes,
                       layout.stage_bytes, config.stages};
   if (threadIdx.x == 0) {
+    if (args.bulk_values) ptx::PrefetchTensorMap(&values_map);
     for (int32_t stage = 0; stage < config.stages; ++stage) {
       ptx::BarrierInit(stages.barriers + stage * 16, 33 * team_warps + args.bulk_values);
       ptx::BarrierInit(stages.barriers + stage * 16 + 8, multiply_warps);
