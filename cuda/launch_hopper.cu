@@ -102,15 +102,8 @@ HopperArgs MakeHopperArgs(const Problem& p, const Config& config, const Buffers&
 
 bool IsAligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
 
-// What TMA fetches: dy, and the values, of which the padding slots are not visible.
 cudaError_t MakeDyMap(const Problem& p, const void* data, CUtensorMap* map) {
   return MakeMap({data, p.dtype, p.rows, p.rows, p.cols, p.cols, p.batch}, 64, map);
-}
-
-cudaError_t MakeValuesMap(const Problem& p, const Config& config, const HopperArgs& args,
-                          const void* data, CUtensorMap* map) {
-  return MakeMap({data, p.dtype, p.cols, p.values_cols, args.valid_kept, p.kept, p.batch},
-                 config.block_kept, map);
 }
 
 // Of the result, or of the sum before the activation, which lies alike.
@@ -144,6 +137,13 @@ cudaError_t PrepareHopper() {
   return cudaSuccess;
 }
 
+cudaError_t MakeValuesMap(const Problem& p, const Config& config, const void* data,
+                          CUtensorMap* map) {
+  const int64_t valid_kept = ValidKept(p.depth, p.n, p.m);
+  return MakeMap({data, p.dtype, p.cols, p.values_cols, valid_kept, p.kept, p.batch},
+                 config.block_kept, map);
+}
+
 cudaError_t LaunchHopper(const Problem& p, const Config& config, const void* function,
                          const Buffers& b, cudaStream_t stream) {
   if (!IsAligned(b.first) || !IsAligned(b.second) || !IsAligned(b.result) || !IsAligned(b.sum)) {
@@ -152,7 +152,7 @@ cudaError_t LaunchHopper(const Problem& p, const Config& config, const void* fun
   HopperArgs args = MakeHopperArgs(p, config, b);
   HopperMaps maps{};
   cudaError_t error = p.op == Op::kSddmm ? MakeDyMap(p, b.second, &maps.second)
-                                         : MakeValuesMap(p, config, args, b.second, &maps.second);
+                                         : MakeValuesMap(p, config, b.second, &maps.second);
   if (error != cudaSuccess) return error;
   if (p.op == Op::kSpmmT) {
     error = MakeDyMap(p, b.first, &maps.first);

@@ -106,6 +106,10 @@ Config BaseConfig(const KernelInfo& kernel, int32_t element_bytes) {
     case KernelId::kSpmmSkinny16:
     case KernelId::kSpmmSkinny32:
     case KernelId::kSpmmSkinny64:
+    case KernelId::kSpmmSkinnyBulk8:
+    case KernelId::kSpmmSkinnyBulk16:
+    case KernelId::kSpmmSkinnyBulk32:
+    case KernelId::kSpmmSkinnyBulk64:
     case KernelId::kSpmmHopper256x128:
     case KernelId::kSpmmHopper128x128:
     case KernelId::kSpmmHopper256x64x2:
@@ -191,8 +195,8 @@ Verdict CheckKernel(const Problem& p, const Device& device, const KernelInfo& ke
   if (device.arch == 0) return Verdict::kArch;
   if (p.dtype == DType::kFloat64 || p.result_dtype == DType::kFloat64) return Verdict::kDtype;
   if (std::max({p.rows, p.depth, p.cols, p.kept}) > kMaxDimension) return Verdict::kTooLarge;
+  if ((IsHopper(kernel.id) || IsSkinnyBulk(kernel.id)) && !device.wgmma) return Verdict::kWgmma;
   if (IsHopper(kernel.id)) {
-    if (!device.wgmma) return Verdict::kWgmma;
     return HopperReason(p, kernel.id).empty() ? Verdict::kChosen : Verdict::kHopper;
   }
   if (IsMma(kernel.id)) {

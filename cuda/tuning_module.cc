@@ -31,6 +31,7 @@ nb::dict ToDict(const Config& c) {
     d["cluster"] = c.cluster;
   } else if (IsSkinny(c.kernel)) {
     d["kept_warps"] = c.kept_warps;
+    if (IsSkinnyBulk(c.kernel)) d["x_warps"] = c.x_warps;
     d["cluster"] = c.cluster;
   } else {
     // Of a warp where it is the warp that has the tensor cores.

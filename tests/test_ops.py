@@ -53,6 +53,7 @@ LONG = [
         "hopper_shared_last",
         "skinny_deep",
         "skinny_rows_64",
+        "skinny_long",
     )
 ]
 
