@@ -374,7 +374,8 @@ def measure(arguments: tuple, kernels: Mapping[str, int]) -> dict[str, float]:
     with jax.ensure_compile_time_eval():
         operands = _draw_operands(arguments)
         buffers = len(operands[0])
-        passes = math.ceil(min(MAX_CALLS, PROGRAM_US / predicted) / buffers)
+        calls = min(MAX_CALLS, PROGRAM_US / predicted)
+        passes = min(buffers, math.ceil(calls / buffers))
         programs = {
             name: functools.partial(
                 _compile(arguments, kernel, operands, passes), *operands
@@ -488,7 +489,10 @@ def _indices(arguments: tuple) -> Callable[[], jax.Array]:
 def _compile(
     arguments: tuple, kernel: int, operands: tuple[list, ...], passes: int
 ) -> Callable[..., Any]:
-    """The program that calls a kernel on each of the operands, several times over."""
+    """The program that calls a kernel on each of the operands, several times over.
+
+    Each time with other partners: of two calls that are the same XLA would make one.
+    """
     op, _, result_dtype = arguments[:3]
     spec = _spec(arguments, kernel)
     products: dict[str, Callable[..., jax.Array]] = {
@@ -502,15 +506,17 @@ def _compile(
 
     def run(*columns: list[jax.Array]) -> list[jax.Array]:
         out_dtype = jnp.dtype(result_dtype)
-        results: list[jax.Array] = []
-        for _ in range(passes):
-            # Behind the results of the last pass, no call is the same as one of those.
-            columns, results = jax.lax.optimization_barrier((columns, results))
-            results = [
-                products[op](*each, spec=spec, out_dtype=out_dtype)
-                for each in zip(*columns, strict=True)
-            ]
-        return results
+        buffers = len(columns[0])
+        return [
+            products[op](
+                columns[0][i],
+                *(column[(i + turn) % buffers] for column in columns[1:]),
+                spec=spec,
+                out_dtype=out_dtype,
+            )
+            for turn in range(passes)
+            for i in range(buffers)
+        ]
 
     inputs, result = _operands(arguments)
     jitted = jax.jit(

@@ -499,6 +499,23 @@ def test_programs_of_a_problem_run(op, monkeypatch):
     assert not jaxpr.eqns
 
 
+def test_a_program_makes_all_its_calls():
+    """Of calls that are the same XLA makes one."""
+    arguments = ("spmm", "float32", "float32", 1, 8, 16, 8, 2, 4, 4)
+    arguments += (False, False, True, 0, 0, "", False, False)
+    with jax.default_device(jax.devices("cpu")[0]):
+        columns = [
+            [jnp.full((1, 8, 16), k) for k in (1.0, 2.0, 3.0)],
+            [jnp.full((1, 8, 8), k) for k in (1.0, 2.0, 3.0)],
+            [jnp.full((1, 2, 8), k, jnp.uint8) for k in (0, 1, 2)],
+        ]
+        compiled = _autotune._compile(arguments, 0, tuple(columns), 3)
+        results = compiled(*columns)
+    assert compiled.as_text().count('custom_call_target="jax_nm.spmm.v1"') == 9
+    values = sorted({float(y[0, 0, 0]) for y in results})
+    assert values == [8.0 * k for k in (1, 2, 3, 4, 6, 9)]
+
+
 @pytest.mark.parametrize("text", ["1:1:4", "3:7:4", "8:32:128", "256:256:4", "5:12:1"])
 def test_indices_do_not_repeat(text):
     pattern = Pattern.parse(text)
