@@ -38,6 +38,7 @@ from jax_nm._spmm import check
 ROTATED_BYTES = 160 << 20  # 2.5 times the L2 of an H200 and more
 MAX_CALLS = 64  # of one program
 PROGRAM_US = 600  # by estimate; several times what the host needs to start it
+RESULT_BYTES = 1 << 30  # of programs in flight
 SAMPLE_SECONDS = 0.006  # work of one candidate before the next has its turn
 ROUNDS = 7
 HOPELESS = 2.0  # times the fastest: such a kernel is not timed again
@@ -113,8 +114,8 @@ def autotune(
     order, in every run: process 0 measures, or reads its file, and tells the others.
     Without these calls such a run knows no measurements.
 
-    Takes seconds, mostly to compile, and a few hundred MB on the GPU, or for large
-    products the memory of two sets of operands and results.
+    Takes seconds, mostly to compile, and a GB on the GPU at most, or for large products
+    the memory of two sets of operands and of four results.
 
     Args:
       x_shape: The shape of x, ``[..., depth]``, of ints.
@@ -374,7 +375,9 @@ def measure(arguments: tuple, kernels: Mapping[str, int]) -> dict[str, float]:
     with jax.ensure_compile_time_eval():
         operands = _draw_operands(arguments)
         buffers = len(operands[0])
-        calls = min(MAX_CALLS, PROGRAM_US / predicted)
+        _, result = _operands(arguments)
+        most_calls = RESULT_BYTES / (4 * math.prod(result.shape))
+        calls = min(MAX_CALLS, PROGRAM_US / predicted, most_calls)
         passes = min(buffers, math.ceil(calls / buffers))
         programs = {
             name: functools.partial(
@@ -382,16 +385,17 @@ def measure(arguments: tuple, kernels: Mapping[str, int]) -> dict[str, float]:
             )
             for name, kernel in kernels.items()
         }
-        return median_us(programs, passes * buffers)
+        calls = passes * buffers
+        return median_us(programs, calls, max(1, int(most_calls / calls)))
 
 
 def median_us(
-    programs: Mapping[str, Callable[[], Any]], calls: int
+    programs: Mapping[str, Callable[[], Any]], calls: int, most_runs: int
 ) -> dict[str, float]:
     """Median time per call of programs that take turns and make `calls` calls each.
 
-    A program runs for about `SAMPLE_SECONDS` before the host waits for it. Those that
-    are `HOPELESS` after the first turn get no other.
+    A program runs for about `SAMPLE_SECONDS`, or `most_runs` times, before the host
+    waits for it. Those that are `HOPELESS` after the first turn get no other.
     """
 
     def seconds(program: Callable[[], Any], runs: int) -> float:
@@ -405,7 +409,8 @@ def median_us(
     runs: dict[str, int] = {}
     for name, program in programs.items():
         seconds(program, 2)  # loads the kernel, records graphs
-        runs[name] = max(1, min(64, math.ceil(SAMPLE_SECONDS / seconds(program, 1))))
+        wanted = math.ceil(SAMPLE_SECONDS / seconds(program, 1))
+        runs[name] = max(1, min(most_runs, wanted))
         samples[name] = [seconds(program, runs[name])]
     limit = HOPELESS * min(times[0] for times in samples.values())
     for _ in range(ROUNDS - 1):
@@ -450,7 +455,8 @@ def _draw_operands(arguments: tuple) -> tuple[list, ...]:
     operands, _ = _operands(arguments)
     bytes_per_call = sum(math.prod(o.shape) for o in operands) * dtype.itemsize
     buffers = max(2, min(MAX_CALLS, -(-ROTATED_BYTES // bytes_per_call)))
-    keys = map(jax.random.key, itertools.count())
+    # This generator compiles in a third of the time of the default one.
+    keys = (jax.random.key(seed, impl="rbg") for seed in itertools.count())
 
     def draw(operand: _Operand) -> Callable[[], Any]:
         shape = operand.shape

@@ -471,7 +471,7 @@ def test_the_median_of_programs_in_turn(monkeypatch):
 
         return run
 
-    us = _autotune.median_us({name: program(name) for name in costs}, 2)
+    us = _autotune.median_us({name: program(name) for name in costs}, 2, 9)
     assert us == pytest.approx({name: 1e6 * cost / 2 for name, cost in costs.items()})
     assert runs["fast"] == runs["slow"] == 3 + _autotune.ROUNDS
     assert runs["hopeless"] == 3 + 1  # one turn and no other
