@@ -3,7 +3,8 @@
 Every call crosses into C++ in one canonical form, matrices of rank 3 with the product
 of the weight's batch axes in front, and the lead axes of the dense operands flattened
 to `rows`. A platform without kernels runs `_reference` instead, and where that is
-faster or asked for, the product goes by way of `_dense`.
+faster or asked for, the product goes by way of `_dense`. The handler chooses the
+kernel, unless one is asked for or `_measured` knows the fastest.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from jax_nm._primitives import Spec
 
 try:
-    from jax_nm import _choice, _cpu, _tuning
+    from jax_nm import _choice, _cpu, _measured, _tuning
 except ImportError as error:
     raise ImportError(
         "jax_nm: the compiled modules are missing, so this is probably the source "
@@ -311,7 +312,7 @@ def dense_pays(
     batch, rows = batch_and_rows
     if platform != "cuda" or _symbolic(batch) or _symbolic(rows):
         return False
-    arch = spec.arch or _local_arch()
+    arch = spec.arch or local_arch()
     if arch == 0:
         return False
     sizes, spec = (batch, rows, cols), dataclasses.replace(spec, arch=arch)
@@ -338,13 +339,38 @@ def has_wgmma() -> bool:
 
 
 @functools.cache
-def _local_arch() -> int:
+def local_arch() -> int:
     """The compute capability of this process's first GPU, as 90 for 9.0; or 0."""
     try:
         device = jax.local_devices(backend="cuda")[0]
     except RuntimeError:
         return 0
     return int(str(device.compute_capability).replace(".", ""))
+
+
+@functools.cache
+def local_gpu() -> str | None:
+    """The kind of the GPUs of this run, as JAX names it; None of none or of several."""
+    try:
+        kinds = {device.device_kind for device in jax.devices("cuda")}
+    except RuntimeError:
+        return None
+    return kinds.pop() if len(kinds) == 1 else None
+
+
+def measured(arguments: tuple) -> _measured.Entry | None:
+    """What `autotune` has found for a problem, given as `_tuning` takes it."""
+    gpu = local_gpu()
+    if gpu is None:
+        return None
+    arch = local_arch()
+    return _measured.find(gpu, arch, cuda_module(), arguments, has_wgmma())
+
+
+def _may_be_measured(spec: Spec) -> bool:
+    """Whether the choice of the kernel is left open, and for a GPU of this run."""
+    forced = spec.kernel or spec.arch or spec.implementation is not None
+    return not forced and not spec.exported
 
 
 def _ffi(
@@ -428,9 +454,12 @@ def _ffi(
                 has_bias=bias is not None,
             )
             size = _tuning.workspace_bytes(*problem(spec))
+            found = measured(problem(spec)) if _may_be_measured(spec) else None
+            if found is not None:
+                attributes["kernel"] = _tuning.kernels(op)[found.kernel]
             if name is not None:
                 # Of a GPU that is not there, the kernel gets the benefit of the doubt.
-                arch = spec.arch or _local_arch()
+                arch = spec.arch or local_arch()
                 there = dataclasses.replace(spec, arch=arch)
                 _choice.check_kernel(name, problem(there), not arch or has_wgmma())
         results.append(jax.ShapeDtypeStruct((size,), np.uint8))
@@ -484,7 +513,7 @@ def _transpose_pays(
     wgmma: bool | None,
 ) -> bool:
     batch, rows, cols = sizes
-    arch = spec.arch or _local_arch()
+    arch = spec.arch or local_arch()
     if arch == 0 or _symbolic(batch) or not has_kernel_dtype("cuda", dtype):
         return False
     if wgmma is None:
