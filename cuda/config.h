@@ -39,6 +39,10 @@ enum class KernelId : int32_t {
   kSpmmSkinny16 = 32,
   kSpmmSkinny32 = 33,
   kSpmmSkinny64 = 34,
+  kSpmmSkinnyBulk8 = 35,
+  kSpmmSkinnyBulk16 = 36,
+  kSpmmSkinnyBulk32 = 37,
+  kSpmmSkinnyBulk64 = 38,
   kSpmmT4x16 = 21,
   kSpmmT2x16 = 22,
   kSpmmT1x16 = 23,
@@ -91,7 +95,8 @@ struct Config {
   int32_t blocks;        // Hopper: that the launch has, each of which walks over tiles
   int32_t shared_tiles;  // Hopper: tiles of which each is shared by the blocks of a cluster
   int32_t cluster;       // Hopper, skinny: the blocks of a cluster
-  int32_t kept_warps;    // skinny: the groups of warps that take steps in turn
+  int32_t kept_warps;    // skinny: the groups of warps that take steps, or their slots, in turn
+  int32_t x_warps;       // skinny, values in bulk: the warps that copy x
   int64_t shared_bytes;
 };
 

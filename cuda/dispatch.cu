@@ -1,3 +1,5 @@
+#include <cuda.h>
+
 #include <algorithm>
 #include <initializer_list>
 
@@ -32,7 +34,10 @@ KernelTable TableOf(const Problem& p, const Config& config) {
 }
 
 #ifdef JAX_NM_HAVE_SM90A
-KernelTable HopperTableOf(const Problem& p) {
+KernelTable HopperTableOf(const Problem& p, const Config& config) {
+  if (IsSkinnyBulk(config.kernel)) {
+    return p.dtype == DType::kBFloat16 ? HopperSkinnyBFloat16() : HopperSkinnyFloat16();
+  }
   const bool float_result = p.result_dtype == DType::kFloat32;
   const bool bfloat16 = p.dtype == DType::kBFloat16;
   if (p.op == Op::kSpmmT) {
@@ -41,12 +46,13 @@ KernelTable HopperTableOf(const Problem& p) {
   return bfloat16 ? HopperBFloat16(float_result) : HopperFloat16(float_result);
 }
 #else
-KernelTable HopperTableOf(const Problem&) { return {nullptr, 0}; }
+KernelTable HopperTableOf(const Problem&, const Config&) { return {nullptr, 0}; }
 #endif
 
 // Null if there is none: `Choose` rules that out.
 KernelEntry* FindEntry(const Problem& p, const Config& config) {
-  const KernelTable table = IsHopper(config.kernel) ? HopperTableOf(p) : TableOf(p, config);
+  const bool hopper = IsHopper(config.kernel) || IsSkinnyBulk(config.kernel);
+  const KernelTable table = hopper ? HopperTableOf(p, config) : TableOf(p, config);
   for (int32_t i = 0; i < table.count; ++i) {
     KernelEntry& entry = table.entries[i];
     if (entry.kernel == config.kernel && entry.variant == VariantOf(config)) return &entry;
@@ -54,9 +60,10 @@ KernelEntry* FindEntry(const Problem& p, const Config& config) {
   return nullptr;
 }
 
-// Blocks [first_tile, ...) of all kernels but Hopper's; those of a cluster share a tile.
-cudaError_t LaunchTiles(const void* function, const Config& config, KernelArgs args, int64_t tiles,
-                        cudaStream_t stream) {
+// Blocks [first_tile, ...) of all kernels but Hopper's; those of a cluster share a tile. `values`
+// is read by the skinny kernels that copy them in bulk, which alone have a second parameter.
+cudaError_t LaunchTiles(const void* function, const Config& config, KernelArgs args,
+                        CUtensorMap values, int64_t tiles, cudaStream_t stream) {
   const int32_t cluster = std::max(config.cluster, 1);
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeClusterDimension;
@@ -67,7 +74,7 @@ cudaError_t LaunchTiles(const void* function, const Config& config, KernelArgs a
   launch.stream = stream;
   launch.attrs = &attribute;
   launch.numAttrs = cluster > 1 ? 1 : 0;
-  void* parameters[] = {&args};
+  void* parameters[] = {&args, &values};
   const int64_t most = kMaxGrid / cluster;
   for (; args.first_tile < tiles; args.first_tile += most) {
     const int64_t blocks = std::min(tiles - args.first_tile, most) * cluster;
@@ -117,7 +124,7 @@ cudaError_t Prepare(const Problem& p, const Config& config, int device) {
   if (error != cudaSuccess) return error;
   error = cudaFuncSetAttribute(entry->function, cudaFuncAttributeMaxDynamicSharedMemorySize, limit);
   if (error != cudaSuccess) return error;
-  if (IsHopper(config.kernel)) {
+  if (IsHopper(config.kernel) || IsSkinnyBulk(config.kernel)) {
     error = PrepareHopper();
     if (error != cudaSuccess) return error;
   }
@@ -135,8 +142,13 @@ cudaError_t Launch(const Problem& p, const Config& config, const Buffers& b, cud
   if (IsMma(config.kernel) && !(args.first_vector && args.second_vector)) {
     return cudaErrorMisalignedAddress;
   }
+  CUtensorMap values{};
+  if (args.bulk_values) {
+    const cudaError_t error = MakeValuesMap(p, config, b.second, &values);
+    if (error != cudaSuccess) return error;
+  }
   const int64_t tiles = p.batch * args.outer_tiles * args.inner_tiles * config.split;
-  const cudaError_t error = LaunchTiles(entry->function, config, args, tiles, stream);
+  const cudaError_t error = LaunchTiles(entry->function, config, args, values, tiles, stream);
   if (error != cudaSuccess) return error;
   if (config.split == 1) return cudaSuccess;
   const ReduceArgs reduce{

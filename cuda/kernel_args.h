@@ -52,6 +52,7 @@ struct KernelArgs {
   Divisor by_vector_length;
   Divisor by_line_vectors;  // skinny: vectors of a staged row of x
   int32_t index_bytes;      // skinny: of indices that are copied at a time, 16, 4 or 1
+  bool bulk_values;         // skinny: values arrive through their tensor map
 
   bool first_feature_major;  // how the first operand lies, if it is x- or y-like
   bool second_feature_major;

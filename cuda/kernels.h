@@ -12,7 +12,8 @@ namespace jax_nm {
 struct KernelEntry {
   KernelId kernel;
   int32_t variant;                    // see VariantOf
-  const void* function;               // void(KernelArgs); of Hopper void(HopperMaps, HopperArgs)
+  const void* function;               // void(KernelArgs), with a CUtensorMap where values come
+                                      // in bulk; of Hopper void(HopperMaps, HopperArgs)
   std::atomic<uint64_t> prepared{0};  // bit d: set up on device d
 };
 
@@ -47,5 +48,7 @@ KernelTable HopperBFloat16(bool float_result);
 KernelTable HopperFloat16(bool float_result);
 KernelTable HopperSpmmTBFloat16(bool float_result);
 KernelTable HopperSpmmTFloat16(bool float_result);
+KernelTable HopperSkinnyBFloat16();
+KernelTable HopperSkinnyFloat16();
 
 }  // namespace jax_nm

@@ -32,7 +32,9 @@ inline Epilogue EpilogueOf(const Problem& p, const Buffers& b) {
 }
 
 inline KernelArgs MakeKernelArgs(const Problem& p, const Config& config, const Buffers& b) {
-  const bool x_feature_major = p.x_layout == Layout::kFeatureMajor;
+  // One row lies alike in both layouts, and as a row its vectors need no padding.
+  const bool x_feature_major =
+      p.x_layout == Layout::kFeatureMajor && !(IsSkinny(config.kernel) && p.rows == 1);
   const bool y_feature_major = p.y_layout == Layout::kFeatureMajor;
   const int32_t bytes = ByteWidth(p.dtype);
   const int32_t result_bytes = config.split > 1 ? 4 : ByteWidth(p.result_dtype);
@@ -83,8 +85,13 @@ inline KernelArgs MakeKernelArgs(const Problem& p, const Config& config, const B
   a.by_n = MakeDivisor(p.n);
   a.by_table_slots = MakeDivisor(TableSlots(p.op, config));
   a.by_vector_length = MakeDivisor(a.vector_length);
-  if (skinny) {
+  if (IsSkinnyBulk(config.kernel)) {
+    // What tensor maps hold of the bytes between matrices.
+    a.bulk_values = a.second_vector && p.kept * p.values_cols * bytes < int64_t{1} << 40;
+  } else if (skinny) {
     a.by_line_vectors = MakeDivisor(MakeSkinnyLayout(config, p.m, bytes).line_vectors);
+  }
+  if (skinny) {
     a.index_bytes = IsVector(b.indices, p.kept, 1) ? 16 : IsWord(b.indices, p.kept) ? 4 : 1;
   }
   a.config = config;

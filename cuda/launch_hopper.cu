@@ -69,6 +69,11 @@ HopperRaster MakeRaster(const TileCounts& tiles, int32_t band_cols) {
   return r;
 }
 
+// spmm_t: the slots of each of its blocks of features.
+int32_t BlockSlots(const Problem& p, const Config& config) {
+  return config.block_windows * p.n / (config.block_kept / kHopperBlockSlots);
+}
+
 HopperArgs MakeHopperArgs(const Problem& p, const Config& config, const Buffers& b) {
   const TileCounts tiles = Tiles(p, config);
   HopperArgs a{};
@@ -97,25 +102,14 @@ HopperArgs MakeHopperArgs(const Problem& p, const Config& config, const Buffers&
   a.result_feature_major = p.op == Op::kSpmm && p.y_layout == Layout::kFeatureMajor;
   a.emits_sum = p.emits_sum;
   a.activation = p.activation;
-  if (p.op == Op::kSpmmT) {
-    a.block_slots = config.block_windows * p.n / (config.block_kept / kHopperBlockSlots);
-  }
+  if (p.op == Op::kSpmmT) a.block_slots = BlockSlots(p, config);
   return a;
 }
 
 bool IsAligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
 
-// What TMA fetches: dy, and the values, of which the padding slots are not visible.
 cudaError_t MakeDyMap(const Problem& p, const void* data, CUtensorMap* map) {
   return MakeMap({data, p.dtype, p.rows, p.rows, p.cols, p.cols, p.batch}, 64, map);
-}
-
-cudaError_t MakeValuesMap(const Problem& p, const Config& config, const HopperArgs& args,
-                          const void* data, CUtensorMap* map) {
-  // In spmm_t the slots of the tile, or of one of its blocks.
-  const bool blocks = p.op == Op::kSpmmT && args.block_slots < kHopperBlockSlots;
-  return MakeMap({data, p.dtype, p.cols, p.values_cols, args.valid_kept, p.kept, p.batch},
-                 blocks ? kHopperBlockSlots : config.block_kept, map);
 }
 
 // Of the result, or of the sum before the activation, which lies alike.
@@ -149,6 +143,15 @@ cudaError_t PrepareHopper() {
   return cudaSuccess;
 }
 
+cudaError_t MakeValuesMap(const Problem& p, const Config& config, const void* data,
+                          CUtensorMap* map) {
+  const int64_t valid_kept = ValidKept(p.depth, p.n, p.m);
+  // In spmm_t the slots of the tile, or of one of its blocks.
+  const bool of_block = p.op == Op::kSpmmT && BlockSlots(p, config) < kHopperBlockSlots;
+  return MakeMap({data, p.dtype, p.cols, p.values_cols, valid_kept, p.kept, p.batch},
+                 of_block ? kHopperBlockSlots : config.block_kept, map);
+}
+
 cudaError_t LaunchHopper(const Problem& p, const Config& config, const void* function,
                          const Buffers& b, cudaStream_t stream) {
   if (!IsAligned(b.first) || !IsAligned(b.second) || !IsAligned(b.result) || !IsAligned(b.sum)) {
@@ -157,7 +160,7 @@ cudaError_t LaunchHopper(const Problem& p, const Config& config, const void* fun
   HopperArgs args = MakeHopperArgs(p, config, b);
   HopperMaps maps{};
   cudaError_t error = p.op == Op::kSddmm ? MakeDyMap(p, b.second, &maps.second)
-                                         : MakeValuesMap(p, config, args, b.second, &maps.second);
+                                         : MakeValuesMap(p, config, b.second, &maps.second);
   if (error != cudaSuccess) return error;
   if (p.op == Op::kSpmmT) {
     error = MakeDyMap(p, b.first, &maps.first);

@@ -1,6 +1,7 @@
 // Launches of the Hopper kernels.
 #pragma once
 
+#include <cuda.h>
 #include <cuda_runtime_api.h>
 
 #include "config.h"
@@ -11,6 +12,11 @@ namespace jax_nm {
 
 // Finds the driver's encoder of tensor maps, which a launch needs.
 cudaError_t PrepareHopper();
+
+// Describes values, of which the padding slots are not visible, as boxes of 128 bytes of columns by
+// block_kept slots. `data` and a row of values are multiples of 16 bytes.
+cudaError_t MakeValuesMap(const Problem& p, const Config& config, const void* data,
+                          CUtensorMap* map);
 
 // Computes spmm, with its epilogue, spmm_t or sddmm by `function`, the kernel of that
 // configuration. The tensor maps are encoded on the host and travel as parameters of the kernel, so

@@ -17,6 +17,11 @@ __device__ __forceinline__ void KeepInRegister(uint32_t& value) { asm volatile("
 
 // https://docs.nvidia.com/cuda/parallel-thread-execution/#data-movement-and-conversion-instructions-ld
 // Shared memory by its address. Volatile, because the compiler does not see what it depends on.
+__device__ __forceinline__ int32_t LoadShared1(uint32_t address) {
+  int32_t byte;
+  asm volatile("ld.shared.u8 %0, [%1];" : "=r"(byte) : "r"(address));
+  return byte;
+}
 __device__ __forceinline__ uint16_t LoadShared2(uint32_t address) {
   uint16_t half;
   asm volatile("ld.shared.b16 %0, [%1];" : "=h"(half) : "r"(address));
@@ -68,11 +73,13 @@ __device__ __forceinline__ void CopyAsync16(void* shared, const void* global, in
 }
 
 // As CopyAsync16 for 4 bytes (0 or 4 valid); `.cg` exists for 16 bytes only.
-__device__ __forceinline__ void CopyAsync4(void* shared, const void* global, int valid_bytes) {
-  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(address), "l"(global),
+__device__ __forceinline__ void CopyAsync4(uint32_t shared, const void* global, int valid_bytes) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared), "l"(global),
                "r"(valid_bytes)
                : "memory");
+}
+__device__ __forceinline__ void CopyAsync4(void* shared, const void* global, int valid_bytes) {
+  CopyAsync4(SharedAddress(shared), global, valid_bytes);
 }
 
 // https://docs.nvidia.com/cuda/parallel-thread-execution/#data-movement-and-conversion-instructions-cp-async-commit-group

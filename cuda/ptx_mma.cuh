@@ -18,6 +18,12 @@ __device__ __forceinline__ void LoadMatricesTransposed(uint32_t (&out)[4], uint3
                : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
                : "r"(address));
 }
+// The same for two matrices, to which lanes 0 to 15 point.
+__device__ __forceinline__ void LoadMatricesTransposed(uint32_t (&out)[2], uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
+               : "=r"(out[0]), "=r"(out[1])
+               : "r"(address));
+}
 
 // https://docs.nvidia.com/cuda/parallel-thread-execution/#warp-level-matrix-instructions-mma
 // d[16 x 8] += a[16 x 16] b[16 x 8] in half precision, sums in float32.

@@ -1,5 +1,5 @@
-// The tiles of the skinny kernels of spmm, for at most 64 rows of a row-major x, and what lies in
-// their shared memory. Plain C++.
+// The tiles of the skinny kernels of spmm, for at most 64 rows, and what lies in the shared memory
+// of those for a row-major x; skinny_bulk_config.h is about the others. Plain C++.
 //
 // A block owns block_rows rows, which may be all of them, and block_cols columns. Its warps form
 // kept_warps groups, which take the steps in turn; each group has its own ring of stages, and its
@@ -21,18 +21,26 @@ constexpr int32_t kSkinnySlots = 16;
 constexpr int32_t SkinnyRows(KernelId kernel) {
   switch (kernel) {
     case KernelId::kSpmmSkinny8:
+    case KernelId::kSpmmSkinnyBulk8:
       return 8;
     case KernelId::kSpmmSkinny16:
+    case KernelId::kSpmmSkinnyBulk16:
       return 16;
     case KernelId::kSpmmSkinny32:
+    case KernelId::kSpmmSkinnyBulk32:
       return 32;
     case KernelId::kSpmmSkinny64:
+    case KernelId::kSpmmSkinnyBulk64:
       return 64;
     default:
       return 0;
   }
 }
 constexpr bool IsSkinny(KernelId kernel) { return SkinnyRows(kernel) > 0; }
+// Those whose values are copied in bulk, by Hopper, see kernel_spmm_skinny_bulk.cuh.
+constexpr bool IsSkinnyBulk(KernelId kernel) {
+  return KernelId::kSpmmSkinnyBulk8 <= kernel && kernel <= KernelId::kSpmmSkinnyBulk64;
+}
 
 // Columns of a warp: with all rows, at most 64 sums a lane in half precision, where 16 columns are
 // one operand of mma.
@@ -51,6 +59,21 @@ constexpr int32_t SkinnyGroupCols(bool shared_group, int32_t element_bytes) {
   return element_bytes == 4 ? 4 : shared_group ? 32 : 16;
 }
 
+// The sums of each group of warps as rows of floats; they replace the rings.
+struct SkinnySums {
+  int32_t pitch;   // floats between rows
+  int32_t floats;  // of a group
+
+  constexpr int64_t Bytes(int32_t groups) const { return int64_t{floats} * 4 * groups; }
+};
+constexpr SkinnySums MakeSkinnySums(const Config& c) {
+  // Sums are written by 8 lanes along columns and 4 along pairs of rows: 8 floats beyond a multiple
+  // of 32 for two rows, so to 32 banks.
+  constexpr int32_t kPadding = 4;
+  const int32_t pitch = c.block_cols + kPadding;
+  return {pitch, c.block_rows * pitch};
+}
+
 // A stage holds the values of block_kept slots, the windows that they pick from as rows of x
 // ("lines"), and their indices.
 struct SkinnyLayout {
@@ -60,15 +83,10 @@ struct SkinnyLayout {
   int32_t line_bytes;      // between lines: an odd number of vectors
   int32_t indices_offset;  // [groups_in_tile, block_kept]
   int32_t stage_bytes;
-  int32_t ring_bytes;   // of one group of warps
-  int32_t sums_pitch;   // floats between rows of a group's sums, which replace the rings
-  int32_t sums_floats;  // of a group
+  int32_t ring_bytes;  // of one group of warps
+  SkinnySums sums;
   int64_t bytes;
 };
-
-// Sums are written by 8 lanes along columns and 4 along pairs of rows: 8 floats beyond a multiple
-// of 32 for two rows, so to 32 banks.
-constexpr int32_t kSkinnySumsPadding = 4;
 
 constexpr SkinnyLayout MakeSkinnyLayout(const Config& c, int32_t m, int32_t element_bytes) {
   SkinnyLayout s{};
@@ -83,10 +101,9 @@ constexpr SkinnyLayout MakeSkinnyLayout(const Config& c, int32_t m, int32_t elem
   s.indices_offset = s.lines_offset + c.block_rows * s.line_bytes;
   s.stage_bytes = s.indices_offset + c.groups_in_tile * c.block_kept;
   s.ring_bytes = s.stage_bytes * c.stages;
-  s.sums_pitch = c.block_cols + kSkinnySumsPadding;
-  s.sums_floats = c.block_rows * s.sums_pitch;
+  s.sums = MakeSkinnySums(c);
   const int64_t rings = int64_t{s.ring_bytes} * c.kept_warps;
-  const int64_t sums = int64_t{s.sums_floats} * 4 * c.kept_warps;
+  const int64_t sums = s.sums.Bytes(c.kept_warps);
   s.bytes = rings > sums ? rings : sums;
   return s;
 }

@@ -103,16 +103,23 @@ struct SkinnyRing {
     }
   }
 
-  // Rows past the end of x are not written: what they hold meets no sum that is stored.
+  // Rows past the end of x are not written: what they hold meets no sum that is stored. Features
+  // past its end are the last one, which an index that points there reads.
   __device__ __forceinline__ void CopyLines(int32_t first_feature, unsigned char* lines) const {
 #pragma unroll 2
     for (int32_t i = thread; i < rows * layout.line_vectors; i += threads) {
       const int32_t row = args.by_line_vectors.Quotient(i);
       const int32_t place = i - row * layout.line_vectors;
       const int32_t feature = first_feature + place * kVector;
-      const bool valid = feature < args.depth;
-      ptx::CopyAsync16(lines + row * layout.line_bytes + place * 16,
-                       x + int64_t{row} * args.depth + (valid ? feature : 0), valid ? 16 : 0);
+      unsigned char* to = lines + row * layout.line_bytes + place * 16;
+      const T* line = x + int64_t{row} * args.depth;
+      if (feature < args.depth) {
+        ptx::CopyAsync16(to, line + feature, 16);
+      } else {
+        const T last = line[args.depth - 1];
+#pragma unroll
+        for (int k = 0; k < kVector; ++k) reinterpret_cast<T*>(to)[k] = last;
+      }
     }
   }
 
@@ -122,9 +129,9 @@ struct SkinnyRing {
 #pragma unroll 4
     for (int32_t i = thread; i < rows * length; i += threads) {
       const int32_t row = i / length, place = i % length;
-      const bool valid = first_feature + place < args.depth;
+      const int32_t feature = min(first_feature + place, args.depth - 1);
       CopyElement(reinterpret_cast<T*>(lines + row * layout.line_bytes) + place,
-                  valid ? x + int64_t{row} * args.depth + first_feature + place : x, valid);
+                  x + int64_t{row} * args.depth + feature, true);
     }
   }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "kernel_args.h"
 #include "tuning_cost.h"
@@ -105,6 +106,10 @@ Config BaseConfig(const KernelInfo& kernel, int32_t element_bytes) {
     case KernelId::kSpmmSkinny16:
     case KernelId::kSpmmSkinny32:
     case KernelId::kSpmmSkinny64:
+    case KernelId::kSpmmSkinnyBulk8:
+    case KernelId::kSpmmSkinnyBulk16:
+    case KernelId::kSpmmSkinnyBulk32:
+    case KernelId::kSpmmSkinnyBulk64:
     case KernelId::kSpmmHopper256x128:
     case KernelId::kSpmmHopper128x128:
     case KernelId::kSpmmHopper256x64x2:
@@ -194,8 +199,8 @@ Verdict CheckKernel(const Problem& p, const Device& device, const KernelInfo& ke
   if (device.arch == 0) return Verdict::kArch;
   if (p.dtype == DType::kFloat64 || p.result_dtype == DType::kFloat64) return Verdict::kDtype;
   if (std::max({p.rows, p.depth, p.cols, p.kept}) > kMaxDimension) return Verdict::kTooLarge;
+  if ((IsHopper(kernel.id) || IsSkinnyBulk(kernel.id)) && !device.wgmma) return Verdict::kWgmma;
   if (IsHopper(kernel.id)) {
-    if (!device.wgmma) return Verdict::kWgmma;
     return HopperReason(p, kernel.id).empty() ? Verdict::kChosen : Verdict::kHopper;
   }
   if (IsMma(kernel.id)) {
@@ -218,8 +223,8 @@ Candidate BestOf(const Problem& p, const Device& device, const KernelInfo& kerne
   Candidate best{&kernel, CheckKernel(p, device, kernel), Config{}, 0.0};
   if (best.verdict != Verdict::kChosen) return best;
   if (IsHopper(kernel.id)) {
-    best.config = HopperConfig(p, kernel.id, device.num_sms);
-    best.cycles = HopperCycles(p, best.config);
+    best.config = HopperConfig(p, kernel.id, device);
+    best.cycles = HopperCycles(p, device, best.config);
     return best;
   }
   if (IsSkinny(kernel.id)) return BestSkinny(p, device, kernel, workspace_bytes);
@@ -419,6 +424,13 @@ int64_t WorkspaceBytes(const Problem& p) {
   int64_t split = std::min({CeilDiv64(kEnoughTiles, tiles), CeilDiv64(reduction, 32),
                             int64_t{kMaxSplit}, kMaxWorkspaceBytes / (elements * 4)});
   return split < 2 ? 0 : split * elements * 4;
+}
+
+double FewRowsMicroseconds(const Problem& p, bool wgmma) {
+  const Choice choice = Choose(p, kDefaultArch, 0, wgmma, WorkspaceBytes(p));
+  if (choice.chosen.verdict != Verdict::kChosen) return std::numeric_limits<double>::infinity();
+  const double kernel = Microseconds(choice.device, choice.chosen.cycles);
+  return p.x_layout == Layout::kRowMajor ? kernel : kernel + TransposeMicroseconds(p);
 }
 
 bool DensePays(const Problem& p, bool wgmma) {

@@ -85,6 +85,11 @@ std::string Reason(const Problem& p, const Choice& choice, const Candidate& cand
 // shapes alone, because it is fixed when a program is lowered.
 int64_t WorkspaceBytes(const Problem& p);
 
+// The estimated time of the kernel that Choose chooses, of a product with few rows: for one that
+// wants x feature-major with a transpose of x in front of it. Infinite if there is no kernel.
+// `wgmma` as for Choose.
+double FewRowsMicroseconds(const Problem& p, bool wgmma);
+
 // Whether the product is faster by way of the dense weight or its dense gradient, with the dense
 // product of a library, than by the kernel that Choose chooses. Never where a kernel is asked for
 // by its id. `wgmma` as for Choose.

@@ -15,6 +15,9 @@ double EstimateCycles(const Problem& p, const Device& device, const Config& c);
 // picks its kept slots, the dense product, and the rounding of its sums.
 double DenseCycles(const Problem& p, const Device& device);
 
+// The time in which XLA transposes x.
+double TransposeMicroseconds(const Problem& p);
+
 // Cycles as time at a clock that is typical of the device.
 double Microseconds(const Device& device, double cycles);
 

@@ -6,6 +6,7 @@
 
 #include "config.h"
 #include "problem.h"
+#include "tuning.h"
 
 namespace jax_nm {
 
@@ -17,7 +18,7 @@ std::string HopperReason(const Problem& p, KernelId kernel);
 
 // The fastest way to launch a kernel for a problem that it computes, and the estimated cycles of a
 // launch, to be compared with those of the other kernels.
-Config HopperConfig(const Problem& p, KernelId kernel, int32_t num_sms);
-double HopperCycles(const Problem& p, const Config& config);
+Config HopperConfig(const Problem& p, KernelId kernel, const Device& device);
+double HopperCycles(const Problem& p, const Device& device, const Config& config);
 
 }  // namespace jax_nm

@@ -31,6 +31,7 @@ nb::dict ToDict(const Config& c) {
     d["cluster"] = c.cluster;
   } else if (IsSkinny(c.kernel)) {
     d["kept_warps"] = c.kept_warps;
+    if (IsSkinnyBulk(c.kernel)) d["x_warps"] = c.x_warps;
     d["cluster"] = c.cluster;
   } else {
     // Of a warp where it is the warp that has the tensor cores.
@@ -113,6 +114,10 @@ NB_MODULE(_tuning, m) {
          nb::arg("wgmma") = true, nb::arg("num_sms") = 0);
   Define(m, "workspace_bytes", &WorkspaceBytes,
          "Bytes of the workspace that a problem's FFI call should get.");
+  Define(m, "few_rows_us", &FewRowsMicroseconds,
+         "The estimated time of a product with few rows, with a transpose of x in front if x is "
+         "feature-major; infinite if no kernel computes it.",
+         nb::arg("wgmma") = true);
   Define(m, "dense_pays", &DensePays,
          "Whether a product is faster by way of a dense matrix than by the kernel chosen.",
          nb::arg("wgmma") = true);

@@ -4,6 +4,8 @@
 #include <cmath>
 
 #include "kernel_args.h"
+#include "skinny_bulk_config.h"
+#include "tuning_skinny_bulk.h"
 
 namespace jax_nm {
 namespace {
@@ -16,21 +18,9 @@ struct Warps {
 constexpr Warps kWarps[] = {{1, 4}, {1, 8}, {1, 16}, {2, 2}, {2, 4}, {2, 8},
                             {4, 1}, {4, 2}, {4, 4},  {8, 1}, {8, 2}};
 
-// Of an SM: the registers of a block are those that launch bounds allow.
-constexpr int32_t kSmRegisters = 65536;
+// Those that launch bounds allow.
 int32_t Registers(const Config& c, int32_t element) {
   return SkinnyMaxThreads(c.block_rows, element) == 256 ? 255 : 128;
-}
-
-// Blocks of clusters of 4 do not reach every SM, see tuning_hopper.cc.
-int32_t UsableSms(const Device& device, int32_t cluster) {
-  return cluster <= 2 ? device.num_sms : device.num_sms * 10 / 11;
-}
-
-int32_t Resident(const Device& device, const Config& c, int32_t element) {
-  const int64_t by_shared = device.sm_shared_bytes / (c.shared_bytes + 1024);
-  const int64_t by_registers = kSmRegisters / (Registers(c, element) * c.threads);
-  return static_cast<int32_t>(std::max<int64_t>(1, std::min(by_shared, by_registers)));
 }
 
 // What an SM does for one step of one group of warps.
@@ -94,8 +84,9 @@ double SkinnyCycles(const Problem& p, const Device& device, const Config& c) {
   const TileCounts tiles = Tiles(p, c);
   const double owned = double(p.batch) * tiles.outer * tiles.inner;
   const int32_t shares = c.split * c.cluster;
-  const double per_sm = std::ceil(owned * shares / UsableSms(device, c.cluster));
-  const double resident = std::min<double>(per_sm, Resident(device, c, element));
+  const double per_sm = std::ceil(owned * shares / SkinnySms(device, c.cluster));
+  const double resident =
+      std::min<double>(per_sm, SkinnyResident(device, c, Registers(c, element)));
   const double steps = double(CeilDiv64(Steps(p, c), shares));
   const double rounds = std::ceil(steps / c.kept_warps);  // of a group
   const StepCost step = CostOfStep(p, c);
@@ -150,20 +141,59 @@ Config ShapeOf(const Problem& p, KernelId kernel, const Warps& warps, int32_t sl
   return c;
 }
 
+// Everything about the configurations of a kernel except stages and shares.
+std::vector<Config> Shapes(const Problem& p, KernelId kernel) {
+  if (IsSkinnyBulk(kernel)) return SkinnyBulkShapes(p, kernel);
+  const int32_t element = ByteWidth(p.dtype);
+  std::vector<Config> shapes;
+  for (const Warps& warps : kWarps) {
+    if (32 * warps.in_group * warps.groups > SkinnyMaxThreads(SkinnyRows(kernel), element)) {
+      continue;
+    }
+    for (int32_t slots : {16, 32, 64}) {
+      const Config c = ShapeOf(p, kernel, warps, slots);
+      // The units of a line of values change places within 128 bytes.
+      if (c.block_cols * element >= 128) shapes.push_back(c);
+    }
+  }
+  return shapes;
+}
+
 void SetStages(const Problem& p, Config& c, int32_t stages) {
   c.stages = stages;
-  c.shared_bytes = MakeSkinnyLayout(c, p.m, ByteWidth(p.dtype)).bytes;
+  c.shared_bytes = IsSkinnyBulk(c.kernel) ? MakeSkinnyBulkLayout(c, p.m).bytes
+                                          : MakeSkinnyLayout(c, p.m, ByteWidth(p.dtype)).bytes;
 }
 
 }  // namespace
+
+// Blocks of clusters of 4 do not reach every SM, see tuning_hopper.cc.
+int32_t SkinnySms(const Device& device, int32_t cluster) {
+  return cluster <= 2 ? device.num_sms : device.num_sms * 10 / 11;
+}
+
+int32_t SkinnyResident(const Device& device, const Config& c, int32_t registers) {
+  constexpr int32_t kSmRegisters = 65536;
+  const int64_t by_shared = device.sm_shared_bytes / (c.shared_bytes + 1024);
+  const int64_t by_registers = kSmRegisters / (registers * c.threads);
+  return static_cast<int32_t>(std::max<int64_t>(1, std::min(by_shared, by_registers)));
+}
 
 std::string SkinnyReason(const Problem& p, KernelId kernel) {
   if (p.rows > kSkinnyMaxRows) {
     return "needs at most " + std::to_string(kSkinnyMaxRows) + " rows, got " +
            std::to_string(p.rows);
   }
-  if (p.x_layout != Layout::kRowMajor) return "needs a row-major x, got a feature-major one";
   const int32_t element = ByteWidth(p.dtype);
+  if (IsSkinnyBulk(kernel)) {
+    if (element == 4) return "needs bfloat16 or float16 operands";
+    // Right in both layouts, but not yet compared with the Hopper kernels.
+    if (p.x_layout != Layout::kRowMajor && p.kernel == 0) {
+      return "needs a row-major x, unless asked for, got a feature-major one";
+    }
+  } else if (p.x_layout != Layout::kRowMajor) {
+    return "needs a row-major x, got a feature-major one";
+  }
   if (element == 4 && SkinnyRows(kernel) > 32) {
     return "needs bfloat16 or float16 operands; float32 has tiles of at most 32 rows";
   }
@@ -181,49 +211,44 @@ std::string SkinnyReason(const Problem& p, KernelId kernel) {
 Candidate BestSkinny(const Problem& p, const Device& device, const KernelInfo& kernel,
                      int64_t workspace_bytes) {
   Candidate best{&kernel, Verdict::kSharedMemory, Config{}, 0.0};
+  const bool bulk = IsSkinnyBulk(kernel.id);
   const int64_t partial_bytes = p.batch * p.rows * p.cols * 4;
-  const int32_t max_threads = SkinnyMaxThreads(SkinnyRows(kernel.id), ByteWidth(p.dtype));
   const auto consider = [&](const Config& c) {
-    const double cycles = SkinnyCycles(p, device, c);
+    const double cycles = bulk ? SkinnyBulkCycles(p, device, c) : SkinnyCycles(p, device, c);
     if (best.verdict != Verdict::kChosen || cycles < best.cycles) {
       best = {&kernel, Verdict::kChosen, c, cycles};
     }
   };
-  for (const Warps& warps : kWarps) {
-    if (32 * warps.in_group * warps.groups > max_threads) continue;
-    for (int32_t slots : {16, 32, 64}) {
-      Config c = ShapeOf(p, kernel.id, warps, slots);
-      // The units of a line of values change places within 128 bytes.
-      if (c.block_cols * ByteWidth(p.dtype) < 128) continue;
-      // As many stages as there is room for, if one block or two share an SM.
-      int32_t before = 0;
-      for (int32_t resident : {2, 1}) {
-        const int64_t room =
-            std::min(device.block_shared_bytes, device.sm_shared_bytes / resident - 1024);
-        int32_t stages = kSkinnyMaxStages;
-        for (SetStages(p, c, stages); c.shared_bytes > room && stages > 2;) {
-          SetStages(p, c, --stages);
+  for (Config c : Shapes(p, kernel.id)) {
+    if (bulk && c.block_kept == kSkinnySlots && best.verdict == Verdict::kChosen) break;
+    // As many stages as there is room for, if one block or two share an SM.
+    int32_t before = 0;
+    for (int32_t resident : {2, 1}) {
+      const int64_t room =
+          std::min(device.block_shared_bytes, device.sm_shared_bytes / resident - 1024);
+      int32_t stages = bulk ? kSkinnyBulkMaxStages : kSkinnyMaxStages;
+      for (SetStages(p, c, stages); c.shared_bytes > room && stages > 2;) {
+        SetStages(p, c, --stages);
+      }
+      if (c.shared_bytes > room) {
+        if (resident == 1 && best.verdict == Verdict::kSharedMemory &&
+            (best.config.shared_bytes == 0 || c.shared_bytes < best.config.shared_bytes)) {
+          best.config = c;
         }
-        if (c.shared_bytes > room) {
-          if (resident == 1 && best.verdict == Verdict::kSharedMemory &&
-              (best.config.shared_bytes == 0 || c.shared_bytes < best.config.shared_bytes)) {
-            best.config = c;
-          }
-          continue;
-        }
-        if (stages == before) continue;
-        before = stages;
-        const int32_t steps = Steps(p, c);
-        for (int32_t shares : {1, 2, 4, 8}) {
-          if (shares > std::max(steps, 1)) break;
-          c.split = shares;
-          if (shares == 1 || shares * partial_bytes <= workspace_bytes) consider(c);
-          c.split = 1;
-          if (shares > 1 && shares <= 4 && device.clusters) {
-            c.cluster = shares;
-            consider(c);
-            c.cluster = 1;
-          }
+        continue;
+      }
+      if (stages == before) continue;
+      before = stages;
+      const int32_t steps = Steps(p, c);
+      for (int32_t shares : {1, 2, 4, 8}) {
+        if (shares > std::max(steps, 1)) break;
+        c.split = shares;
+        if (shares == 1 || shares * partial_bytes <= workspace_bytes) consider(c);
+        c.split = 1;
+        if (shares > 1 && shares <= 4 && device.clusters) {
+          c.cluster = shares;
+          consider(c);
+          c.cluster = 1;
         }
       }
     }

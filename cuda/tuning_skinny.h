@@ -18,4 +18,10 @@ std::string SkinnyReason(const Problem& p, KernelId kernel);
 Candidate BestSkinny(const Problem& p, const Device& device, const KernelInfo& kernel,
                      int64_t workspace_bytes);
 
+// Of the multiprocessors those that blocks in such clusters reach.
+int32_t SkinnySms(const Device& device, int32_t cluster);
+
+// Blocks of a configuration that one of them holds, by shared memory and the registers of a thread.
+int32_t SkinnyResident(const Device& device, const Config& c, int32_t registers);
+
 }  // namespace jax_nm

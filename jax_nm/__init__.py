@@ -10,6 +10,7 @@ Compress a trained kernel once, then call `spmm` in place of ``x @ W``:
 import importlib.metadata
 
 from jax_nm._array import NMArray, validate
+from jax_nm._autotune import Measurement, autotune
 from jax_nm._export import export_disabled_checks
 from jax_nm._pattern import Pattern
 from jax_nm._plan import Plan, explain
@@ -28,9 +29,11 @@ from jax_nm._tree import combine, grad, partition, value_and_grad
 __version__ = importlib.metadata.version("jax_nm")
 
 __all__ = [
+    "Measurement",
     "NMArray",
     "Pattern",
     "Plan",
+    "autotune",
     "combine",
     "compress",
     "compress_at",

@@ -3,7 +3,8 @@
 Every call crosses into C++ in one canonical form, matrices of rank 3 with the product
 of the weight's batch axes in front, and the lead axes of the dense operands flattened
 to `rows`. A platform without kernels runs `_reference` instead, and where that is
-faster or asked for, the product goes by way of `_dense`.
+faster or asked for, the product goes by way of `_dense`. The handler chooses the
+kernel, unless one is asked for or `_measured` knows the fastest.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from jax_nm._primitives import Spec
 
 try:
-    from jax_nm import _choice, _cpu, _tuning
+    from jax_nm import _choice, _cpu, _measured, _tuning
 except ImportError as error:
     raise ImportError(
         "jax_nm: the compiled modules are missing, so this is probably the source "
@@ -37,9 +38,9 @@ except ImportError as error:
 # None is the rule of every platform that is not named.
 PLATFORMS = ("cpu", "cuda", None)
 
-# Where rows are contiguous a gathered reduction index is a contiguous read; below this
-# many rows the transpose in front of the call would cost more than the gather.
-FEATURE_MAJOR_ROWS = 64
+# Where rows are contiguous a gathered reduction index is a contiguous read. Up to this
+# many rows a transpose in front of the call has to pay, see `layouts`.
+FEW_ROWS = 64
 
 _KERNEL_DTYPES = {
     "cpu": ("float32", "bfloat16", "float16", "float64"),
@@ -311,12 +312,13 @@ def dense_pays(
     batch, rows = batch_and_rows
     if platform != "cuda" or _symbolic(batch) or _symbolic(rows):
         return False
-    arch = spec.arch or _local_arch()
+    arch = spec.arch or local_arch()
     if arch == 0:
         return False
-    x_fm, y_fm = layouts(platform, rows, None)
+    sizes, spec = (batch, rows, cols), dataclasses.replace(spec, arch=arch)
     if wgmma is None:
-        wgmma = _has_wgmma()
+        wgmma = has_wgmma()
+    x_fm, y_fm = layouts(op, platform, dtype, sizes, spec, wgmma=wgmma)
     arguments = problem_arguments(
         op,
         dtype,
@@ -324,26 +326,51 @@ def dense_pays(
         batch,
         rows + row_padding(platform, rows, np.dtype(dtype), x_fm or y_fm),
         cols,
-        dataclasses.replace(spec, arch=arch),
+        spec,
         x_fm,
         y_fm,
     )
     return bool(_tuning.dense_pays(*(*arguments, wgmma)))
 
 
-def _has_wgmma() -> bool:
+def has_wgmma() -> bool:
     cuda = cuda_module()
     return cuda is not None and cuda.has_wgmma()
 
 
 @functools.cache
-def _local_arch() -> int:
+def local_arch() -> int:
     """The compute capability of this process's first GPU, as 90 for 9.0; or 0."""
     try:
         device = jax.local_devices(backend="cuda")[0]
     except RuntimeError:
         return 0
     return int(str(device.compute_capability).replace(".", ""))
+
+
+@functools.cache
+def local_gpu() -> str | None:
+    """The kind of the GPUs of this run, as JAX names it; None of none or of several."""
+    try:
+        kinds = {device.device_kind for device in jax.devices("cuda")}
+    except RuntimeError:
+        return None
+    return kinds.pop() if len(kinds) == 1 else None
+
+
+def measured(arguments: tuple) -> _measured.Entry | None:
+    """What `autotune` has found for a problem, given as `_tuning` takes it."""
+    gpu = local_gpu()
+    if gpu is None:
+        return None
+    arch = local_arch()
+    return _measured.find(gpu, arch, cuda_module(), arguments, has_wgmma())
+
+
+def _may_be_measured(spec: Spec) -> bool:
+    """Whether the choice of the kernel is left open, and for a GPU of this run."""
+    forced = spec.kernel or spec.arch or spec.implementation is not None
+    return not forced and not spec.exported
 
 
 def _ffi(
@@ -363,7 +390,9 @@ def _ffi(
     batch, rows, _ = first.shape
     dtype = np.dtype(first.dtype)
     result_dtype = dtype if out_dtype == dtype else _reference.accumulator(dtype)
-    x_fm, y_fm = layouts(platform, rows, result_layout)
+    pattern, depth = spec.pattern, spec.depth
+    cols = first.shape[-1] if op == "spmm_t" else second.shape[-1]
+    x_fm, y_fm = layouts(op, platform, dtype, (batch, rows, cols), spec, result_layout)
 
     pad = row_padding(platform, rows, dtype, x_fm or y_fm)
     if pad:
@@ -371,8 +400,6 @@ def _ffi(
         if op == "sddmm":
             second = jnp.pad(second, ((0, 0), (0, pad), (0, 0)))
 
-    pattern, depth = spec.pattern, spec.depth
-    cols = first.shape[-1] if op == "spmm_t" else second.shape[-1]
     shape = {
         "spmm": (batch, rows + pad, cols),
         "spmm_t": (batch, rows + pad, depth),
@@ -386,7 +413,7 @@ def _ffi(
         "sddmm": (x_order, y_order, weight_order),
     }[op]
 
-    if pads_values(op, platform, dtype, cols, spec, x_fm):
+    if pads_values(op, platform, dtype, rows, cols, spec, x_fm):
         second = jnp.pad(second, ((0, 0), (0, 0), (0, -cols % 8)))
 
     operands = [first, second, indices]
@@ -427,11 +454,14 @@ def _ffi(
                 has_bias=bias is not None,
             )
             size = _tuning.workspace_bytes(*problem(spec))
+            found = measured(problem(spec)) if _may_be_measured(spec) else None
+            if found is not None:
+                attributes["kernel"] = _tuning.kernels(op)[found.kernel]
             if name is not None:
                 # Of a GPU that is not there, the kernel gets the benefit of the doubt.
-                arch = spec.arch or _local_arch()
+                arch = spec.arch or local_arch()
                 there = dataclasses.replace(spec, arch=arch)
-                _choice.check_kernel(name, problem(there), not arch or _has_wgmma())
+                _choice.check_kernel(name, problem(there), not arch or has_wgmma())
         results.append(jax.ShapeDtypeStruct((size,), np.uint8))
         result_orders.append((0,))
 
@@ -446,19 +476,56 @@ def _ffi(
 
 
 def layouts(
-    platform: str | None, rows: Any, result_layout: str | None
+    op: str,
+    platform: str | None,
+    dtype: Any,
+    sizes: tuple[Any, Any, int],
+    spec: Spec,
+    result_layout: str | None = None,
+    *,
+    wgmma: bool | None = None,
 ) -> tuple[bool, bool]:
     """Whether x-like and y-like matrices cross the call with rows contiguous.
 
-    On the GPU they do when rows is symbolic or exceeds `FEATURE_MAJOR_ROWS`. The CPU
-    kernels pack what they read and run either way at one speed, so XLA's own stays.
+    On the GPU they do when rows is symbolic or exceeds `FEW_ROWS`; `sizes` are batch,
+    rows and cols. With fewer rows only x of `spmm` does, where a kernel that takes it
+    so is faster by estimate in spite of a transpose in front of it. The CPU kernels
+    pack what they read and run either way at one speed, so XLA's own stays.
     `result_layout` overrides the choice for y, whose consumer cannot be seen from here.
     """
-    feature_major = platform == "cuda" and (
-        _symbolic(rows) or rows > FEATURE_MAJOR_ROWS
-    )
-    y = feature_major if result_layout is None else result_layout == "feature"
-    return feature_major, y
+    many = platform == "cuda" and has_many_rows(sizes[1])
+    x = many
+    if op == "spmm" and platform == "cuda" and not many:
+        x = _transpose_pays(dtype, sizes, spec, result_layout == "feature", wgmma)
+    return x, many if result_layout is None else result_layout == "feature"
+
+
+def has_many_rows(rows: Any) -> bool:
+    """Whether x and y are feature-major for a GPU whatever the kernels are."""
+    return _symbolic(rows) or rows > FEW_ROWS
+
+
+def _transpose_pays(
+    dtype: Any,
+    sizes: tuple[Any, int, int],
+    spec: Spec,
+    y_fm: bool,
+    wgmma: bool | None,
+) -> bool:
+    batch, rows, cols = sizes
+    arch = spec.arch or local_arch()
+    if arch == 0 or _symbolic(batch) or not has_kernel_dtype("cuda", dtype):
+        return False
+    if wgmma is None:
+        wgmma = has_wgmma()
+    spec, dtype = dataclasses.replace(spec, arch=arch), np.dtype(dtype)
+
+    def estimate(x_fm: bool) -> float:
+        padded = rows + row_padding("cuda", rows, dtype, x_fm or y_fm)
+        operands = ("spmm", dtype, dtype, batch, padded, cols, spec, x_fm, y_fm)
+        return _tuning.few_rows_us(*(*problem_arguments(*operands), wgmma))
+
+    return estimate(True) < estimate(False)
 
 
 def row_padding(
@@ -475,19 +542,26 @@ def row_padding(
 
 
 def pads_values(
-    op: str, platform: str | None, dtype: Any, cols: int, spec: Spec, x_fm: bool
+    op: str,
+    platform: str | None,
+    dtype: Any,
+    rows: Any,
+    cols: int,
+    spec: Spec,
+    x_fm: bool,
 ) -> bool:
     """Whether rows of values are padded to 16 bytes, to reach the tensor cores.
 
-    Their kernels fetch values 16 bytes at a time. One copy of the weight costs less
-    than the kernels that need no alignment.
+    Their kernels fetch values 16 bytes at a time. With many rows a copy of the weight
+    costs less than the kernels that need no alignment.
     """
     length = spec.pattern.vector_length
     tensor_cores = np.dtype(dtype).itemsize == 2 or not spec.highest
     groups = length % 8 == 0 or length >= cols
     aligned = cols * np.dtype(dtype).itemsize % 16 == 0
     on_gpu = op == "spmm" and platform == "cuda"
-    return on_gpu and tensor_cores and x_fm and groups and not aligned
+    applies = on_gpu and tensor_cores and x_fm and has_many_rows(rows)
+    return applies and groups and not aligned
 
 
 def problem_arguments(
@@ -523,7 +597,7 @@ def problem_arguments(
         spec.arch,
         activation or "",
         has_bias,
-        pads_values(op, "cuda", dtype, cols, spec, x_fm),
+        pads_values(op, "cuda", dtype, rows, cols, spec, x_fm),
     )
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_nm import _choice, _cpu, _lowering, _tuning
+from jax_nm import _choice, _cpu, _lowering, _measured, _tuning
 from jax_nm._array import NMArray
 from jax_nm._lowering import Epilogue
 from jax_nm._reference import accumulator
@@ -126,7 +126,7 @@ def explain(
     bias = check_bias("explain", bias, x, w, abstract=True)
     activation = check_activation("explain", activation)
     platform, capability = _target(arch)
-    batch, rows = _batch_and_rows(x, w)
+    batch, rows = batch_and_rows(x, w)
     epilogue, out_dtype = None, options.result_dtype
     if bias is not None or activation is not None:
         dtype = options.compute_dtype
@@ -142,7 +142,7 @@ def explain(
     )
 
 
-def _batch_and_rows(x: Any, w: NMArray) -> tuple[int, Any]:
+def batch_and_rows(x: Any, w: NMArray) -> tuple[int, Any]:
     batch = math.prod(w.batch_shape)
     if not w.batch_shape:
         return 1, math.prod(x.shape[:-1])
@@ -155,13 +155,19 @@ def _batch_and_rows(x: Any, w: NMArray) -> tuple[int, Any]:
     return batch, rows
 
 
+def default_device() -> jax.Device:
+    """The device of this process that products run on unless told otherwise."""
+    config: Any = jax.config  # the stubs of jax 0.10 do not name its options
+    device = config.jax_default_device
+    if device is None or isinstance(device, str):
+        device = jax.local_devices(backend=device)[0]
+    return device
+
+
 def _target(arch: int | str | None) -> tuple[str, int]:
     """('cpu', 0), ('cuda', 90) or another platform."""
     if arch is None:
-        config: Any = jax.config  # the stubs of jax 0.10 do not name its options
-        device = config.jax_default_device
-        if device is None or isinstance(device, str):
-            device = jax.local_devices(backend=device)[0]
+        device = default_device()
         platform = "cuda" if device.platform == "gpu" else device.platform
         capability = getattr(device, "compute_capability", None)
         if platform == "cuda" and capability is not None:
@@ -192,17 +198,27 @@ def _plan(
     epilogue: Epilogue | None,
     here: bool,
 ) -> Plan:
-    spec, dtype = options.spec, options.compute_dtype
+    spec = options.spec
     cols = w.values.shape[-1]
     bias = epilogue is not None and epilogue.bias is not None
     activation = epilogue.activation if epilogue is not None else None
-    if op != "spmm":
-        # Under HIGHEST a cotangent wider than the operands is not narrowed.
-        compute = jnp.promote_types(dtype, out_dtype) if spec.highest else dtype
-        dtype, out_dtype = np.dtype(compute), dtype
-    result_dtype = dtype if out_dtype == dtype else accumulator(dtype)
+    dtype, result_dtype = kernel_dtypes(op, options, out_dtype)
     layout = options.result_layout if op == "spmm" else None
-    x_fm, y_fm = _lowering.layouts(platform, rows, layout)
+    name = _choice.kernel_name(spec.implementation)
+    if name is not None:
+        spec = dataclasses.replace(spec, kernel=_choice.kernel_ids()[name])
+    wgmma = True
+    if here and platform == "cuda":
+        wgmma = _lowering.has_wgmma()
+    x_fm, y_fm = _lowering.layouts(
+        op,
+        platform,
+        dtype,
+        (batch, rows, cols),
+        dataclasses.replace(spec, arch=capability),
+        layout,
+        wgmma=wgmma,
+    )
     problem = (
         f"rows {rows}, depth {spec.depth}, cols {cols}, pattern {spec.pattern}, "
         + (f"batch {batch}, " if w.batch_shape else "")
@@ -218,10 +234,8 @@ def _plan(
     built = _lowering.has_kernel_dtype(platform, dtype)
     cuda = _lowering.cuda_module()
     missing = here and platform == "cuda" and cuda is None
-    name = _choice.kernel_name(spec.implementation)
     if name is not None:
         _choice.check_built(name, platform, dtype, built and not missing)
-        spec = dataclasses.replace(spec, kernel=_choice.kernel_ids()[name])
     known = isinstance(rows, int) and isinstance(batch, int)
     compared = platform == "cuda" and built and not missing and known
     if spec.implementation == "dense" and not compared:
@@ -255,13 +269,13 @@ def _plan(
     if platform == "cpu":
         choice = _cpu.plan(*arguments[:12])
         return _kernel_plan(op, platform, _cpu.isa(), problem, choice)
-    wgmma = cuda.has_wgmma() if here and cuda is not None else True
     arch = f"sm_{capability}"
     if name is not None:
         _choice.check_kernel(name, arguments, wgmma)
-    plan = _kernel_plan(
-        op, platform, arch, problem, _tuning.choose(*(*arguments, wgmma))
-    )
+    choice = _tuning.choose(*(*arguments, wgmma))
+    if here and spec.implementation is None:
+        choice = _with_measurement(choice, arguments, wgmma)
+    plan = _kernel_plan(op, platform, arch, problem, choice)
     plan = dataclasses.replace(plan, dense_us=_tuning.dense_us(*arguments))
     if spec.implementation == "dense":
         return _dense_plan(plan, _ASKED_DENSE)
@@ -282,6 +296,41 @@ def _plan(
         why += f"implementation={spec.implementation!r} rules out"
         return dataclasses.replace(plan, why=why)
     return plan
+
+
+def kernel_dtypes(
+    op: str, options: Options, out_dtype: np.dtype
+) -> tuple[np.dtype, np.dtype]:
+    """The dtypes of a kernel's operands and of its result."""
+    dtype = options.compute_dtype
+    if op != "spmm":
+        # Under HIGHEST a cotangent wider than the operands is not narrowed.
+        wide = jnp.promote_types(dtype, out_dtype) if options.spec.highest else dtype
+        dtype, out_dtype = np.dtype(wide), dtype
+    return dtype, dtype if out_dtype == dtype else accumulator(dtype)
+
+
+def _with_measurement(
+    choice: dict[str, Any], arguments: tuple, wgmma: bool
+) -> dict[str, Any]:
+    """The choice by estimate, or the one that `autotune` has put in its place."""
+    entry = _lowering.measured(arguments)
+    if entry is None:
+        return choice
+    kernel = _tuning.kernels(arguments[_measured.OP])[entry.kernel]
+    forced = _measured.with_kernel(arguments, kernel, arguments[_measured.ARCH])
+    times = dict(entry.us)
+    us = f"{times[entry.kernel]:.3g} us"
+    others = [(choice["kernel"], choice["why"]), *choice["rejected"]]
+    return _tuning.choose(*(*forced, wgmma)) | {
+        "why": f"the fastest of {len(times)}, {us}, measured by jax_nm.autotune on "
+        f"{entry.date}",
+        "rejected": [
+            (name, f"measured at {times[name]:.3g} us" if name in times else reason)
+            for name, reason in others
+            if name != entry.kernel
+        ],
+    }
 
 
 _ASKED_DENSE = "asked for by implementation='dense'"

@@ -51,6 +51,7 @@ class Spec:
       kernel: Forces a kernel by its id; 0 lets the tuning function choose.
       arch: Chooses as that compute capability (times ten) would; 0 is the device's own.
       implementation: None, 'sparse', 'dense' or a CUDA kernel of spmm, see `_choice`.
+      exported: True while a program is lowered that may run on any GPU of its platform.
     """
 
     pattern: Pattern
@@ -60,6 +61,7 @@ class Spec:
     kernel: int = 0
     arch: int = 0
     implementation: str | None = None
+    exported: bool = False
 
     def of_derivatives(self) -> Spec:
         """The parameters of the products that differentiation adds to this one."""
@@ -628,6 +630,8 @@ def _lower_plain(fun: Callable, multiple_results: bool) -> Callable:
     def rule(ctx: mlir.LoweringRuleContext, *operands: Any, **params: Any) -> Any:
         avals = cast(Sequence[ShapedArray], ctx.avals_in)
         plain = [ShapedArray(a.shape, a.dtype) for a in avals]
+        if ctx.module_context.lowering_parameters.for_export:
+            params["spec"] = dataclasses.replace(params["spec"], exported=True)
         return lowered(ctx.replace(avals_in=plain), *operands, **params)
 
     return rule

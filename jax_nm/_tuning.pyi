@@ -53,6 +53,30 @@ def workspace_bytes(
 ) -> int:
     """Bytes of scratch memory that the call is given."""
 
+def few_rows_us(
+    op: str,
+    dtype: str,
+    result_dtype: str,
+    batch: int,
+    rows: int,
+    depth: int,
+    cols: int,
+    n: int,
+    m: int,
+    vector_length: int,
+    x_feature_major: bool,
+    y_feature_major: bool,
+    allow_tf32: bool,
+    kernel: int,
+    arch: int,
+    activation: str = "",
+    has_bias: bool = False,
+    padded_values: bool = False,
+    wgmma: bool = True,
+) -> float:
+    """The estimated time in microseconds of a product with few rows, with a transpose
+    of x in front if x is feature-major; infinite if no kernel computes it."""
+
 def dense_pays(
     op: str,
     dtype: str,

@@ -19,7 +19,7 @@ jax.config.update("jax_num_cpu_devices", 4)
 
 from problems import cuda_stub
 
-from jax_nm import _lowering
+from jax_nm import _lowering, _measured
 
 NO_CUDA = "needs a CUDA GPU and the CUDA kernels"
 REQUIRE = os.environ.get("JAX_NM_REQUIRE", "")
@@ -77,6 +77,15 @@ class SkipGuard:
             terminalreporter.section(f"skipped in spite of JAX_NM_REQUIRE={REQUIRE}")
             for line in self.unwanted:
                 terminalreporter.write_line(line, red=True)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_measurements(tmp_path_factory):
+    """What `autotune` has measured on this machine changes no test."""
+    empty = tmp_path_factory.mktemp("autotune")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_measured, "directory", lambda: empty)
+        yield
 
 
 @pytest.fixture(params=PLATFORMS)

@@ -145,8 +145,9 @@ _HOPPER = [
 
 # What the skinny kernels take: at most 64 rows, as tiles of 8, 16, 32 or 64, and a
 # vector length that is a multiple of 16, or of 4 in float32. Tiles are 64 to 512
-# columns wide, of 16-column operands; groups of warps take steps of 16, 32 or 64 slots
-# in turn, and clusters or the workspace split what is deep.
+# columns wide, of 16-column operands; groups of warps take steps of 16 to 64 slots in
+# turn, or 16 slots each of a step of 16 to 128, and clusters or the workspace split
+# what is deep.
 _SKINNY = [
     _problem("skinny_row", 1, 1024, 208, "16:32:32"),
     _problem("skinny_rows_8", 8, 600, 264, "8:32:128"),
@@ -154,6 +155,7 @@ _SKINNY = [
     _problem("skinny_rows_33", 33, 330, 197, "16:32:16"),
     _problem("skinny_rows_64", 64, 2056, 600, "16:32:32"),
     _problem("skinny_deep", 16, 9000, 72, "4:32:128"),
+    _problem("skinny_long", 64, 24000, 200, "16:32:32"),
     _problem("skinny_wide", 20, 64, 2000, "8:32:48"),
     _problem("skinny_odd_windows", 12, 451, 96, "5:9:32"),
     _problem("skinny_wide_windows", 6, 1100, 80, "17:256:32"),
@@ -274,15 +276,16 @@ def cuda_kernels(op: str, problem: Problem, *epilogue, highest=False) -> list[in
     `epilogue` is the name of a fused activation and whether there is a bias.
     """
     capability = str(jax.devices("cuda")[0].compute_capability).replace(".", "")
-    dtype, rows = jax.numpy.dtype(problem.dtype), problem.rows
-    x_fm, y_fm = _lowering.layouts("cuda", rows, None)
-    rows += _lowering.row_padding("cuda", rows, dtype, x_fm or y_fm)
-    sizes = (math.prod(problem.batch), rows, problem.cols)
+    dtype = jax.numpy.dtype(problem.dtype)
+    batch, rows, cols = math.prod(problem.batch), problem.rows, problem.cols
 
     def can_run(kernel: int) -> bool:
         spec = problem.spec(kernel=kernel, arch=int(capability), highest=highest)
+        layouts = _lowering.layouts(op, "cuda", dtype, (batch, rows, cols), spec)
+        padding = _lowering.row_padding("cuda", rows, dtype, any(layouts))
+        sizes = (batch, rows + padding, cols)
         arguments = _lowering.problem_arguments(
-            op, dtype, dtype, *sizes, spec, x_fm, y_fm, *epilogue
+            op, dtype, dtype, *sizes, spec, *layouts, *epilogue
         )
         try:
             _tuning.choose(*arguments)

@@ -475,8 +475,8 @@ def test_a_wrong_result_fails_the_bench(small_roofs, monkeypatch, capsys):
         (["--epilogue", "bias+gelu", "--op", "step"], "fused into spmm alone"),
         (["--implementation", "cublas"], "invalid choice"),
         (
-            ["--rows", "8", "--implementation", "spmm_128x128_window"],
-            "cannot run: spmm: implementation='spmm_128x128_window' is a CUDA kernel",
+            ["--dtype", "float32", "--implementation", "spmm_hopper_128x128"],
+            "cannot run: spmm: implementation='spmm_hopper_128x128'",
         ),
     ],
 )
@@ -518,7 +518,7 @@ def test_small_and_decode():
     assert all(p.rows >= 1024 for p in small)
     assert len(decode) == 5 * 4 * 2 * 3
     # Rows so few that the call itself wants x row-major.
-    assert not any(_lowering.layouts("cuda", p.rows, None)[0] for p in decode)
+    assert not any(_lowering.has_many_rows(p.rows) for p in decode)
 
 
 def test_dispatch_is_the_sweep_and_decoding_and_shapes_unheard_of():

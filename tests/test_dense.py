@@ -86,7 +86,7 @@ def test_any_index_byte_is_safe():
 def all_lowered(monkeypatch, dtype, rows, precision, arch, **options):
     """The text of a product and both its gradients, lowered for CUDA, and the plans."""
     monkeypatch.setattr(_lowering, "cuda_module", cuda_stub)
-    monkeypatch.setattr(_lowering, "_local_arch", lambda: arch)
+    monkeypatch.setattr(_lowering, "local_arch", lambda: arch)
     pattern = Pattern(8, 32, vector_length=128)
     w = jax.eval_shape(
         lambda kernel: jax_nm.compress(kernel, pattern), SHAPE((4096, 4096), dtype)

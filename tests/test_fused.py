@@ -20,7 +20,7 @@ from problems import FEW, PROBLEMS, Problem, cuda_kernels, gaussians, integers
 from scipy.special import erf
 
 import jax_nm
-from jax_nm import NMArray, Pattern, _lowering, _primitives
+from jax_nm import NMArray, Pattern, _lowering, _primitives, _tuning
 
 pytestmark = pytest.mark.usefixtures("strict")
 
@@ -160,7 +160,9 @@ def test_every_cuda_kernel_is_exact(cuda, problem):
         assert_equal(results, expected)
 
 
-def call_kernel(problem: Problem, operands, bias, *, layout, workspace, emit_sum):
+def call_kernel(
+    problem: Problem, operands, bias, *, layout, workspace, emit_sum, kernel=0
+):
     """The bare custom call, on matrices of rank 3 that lie as the layout code says."""
     batch, pattern = math.prod(problem.batch), problem.pattern
     x, values, indices = operands
@@ -186,7 +188,7 @@ def call_kernel(problem: Problem, operands, bias, *, layout, workspace, emit_sum
         vector_length=np.int32(pattern.vector_length),
         layout=np.int32(layout),
         flags=np.int32(0),
-        kernel=np.int32(0),
+        kernel=np.int32(kernel),
         arch=np.int32(0),
         activation=np.int32(1),
     )
@@ -220,6 +222,35 @@ def test_every_layout_and_any_workspace(cuda, problem):
     for results in call(list(map(jnp.asarray, operands)), jnp.asarray(bias)):
         results = [np.asarray(y).reshape(expected[0].shape) for y in results]
         assert_equal(results, expected[: len(results)])
+
+
+BULK = {k for name, k in _tuning.kernels().items() if "skinny_bulk" in name}
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [p for p in PROBLEMS if p.name.startswith("skinny_") and p.dtype in HALF],
+    ids=str,
+)
+def test_few_rows_lie_either_way(cuda, problem):
+    """A feature-major x goes to these kernels only where they are asked for."""
+    kernels = BULK & set(cuda_kernels("spmm", problem, "relu", True))
+    if not kernels:
+        pytest.skip("needs a device of compute capability 9.0")
+    operands, bias = integers(problem).of("spmm"), integer_bias(problem)
+    expected = exact_results(problem, operands, bias)
+    for kernel, layout in itertools.product(kernels, range(4)):
+        call = functools.partial(
+            call_kernel,
+            problem,
+            layout=layout,
+            workspace=1 << 22,
+            emit_sum=True,
+            kernel=kernel,
+        )
+        results = jax.jit(call)(list(map(jnp.asarray, operands)), jnp.asarray(bias))
+        results = [np.asarray(y).reshape(expected[0].shape) for y in results]
+        assert_equal(results, expected)
 
 
 # Tier (ii): random reals against the bound.
@@ -264,7 +295,10 @@ def test_non_finite_values_reach_their_readers_only(
     with np.errstate(invalid="ignore"):
         exact = oracle.compute("spmm", problem, x, values, indices)
     exact += spread(problem, bias)
-    y, sums = run(problem, (x, values, indices), bias, activation)
+    # By way of a dense matrix, they reach their whole row.
+    y, sums = run(
+        problem, (x, values, indices), bias, activation, implementation="sparse"
+    )
     np.testing.assert_array_equal(np.isnan(sums), np.isnan(exact))
     np.testing.assert_array_equal(np.isposinf(sums), np.isposinf(exact))
     np.testing.assert_array_equal(np.isneginf(sums), np.isneginf(exact))

@@ -56,6 +56,7 @@ LONG = [
         "hopper_shared_last",
         "skinny_deep",
         "skinny_rows_64",
+        "skinny_long",
     )
 ]
 
@@ -447,18 +448,15 @@ def test_any_index_byte_gives_finite_results(platform, problem, op):
 @every_op
 @few_problems
 @pytest.mark.parametrize("special", [np.nan, np.inf])
-def test_non_finite_values_reach_their_readers_only(
-    platform, monkeypatch, problem, op, special
-):
-    # By way of a dense matrix, a cotangent reaches its whole row.
-    monkeypatch.setattr(_lowering, "dense_pays", lambda *_: False)
+def test_non_finite_values_reach_their_readers_only(platform, problem, op, special):
     first, second, indices = exact_operands(op, problem)
     batch, lead = (tuple(s // 2 for s in a) for a in (problem.batch, problem.lead))
     read = 0 if op == "spmm_t" else indices[(*batch, 0, 0)]  # by the first slot
     first[(*batch, *lead, read)] = special
     with np.errstate(invalid="ignore"):
         exact = oracle.compute(op, problem, first, second, indices)
-    out = run(op, problem, (first, second, indices))
+    # By way of a dense matrix, they reach their whole row.
+    out = run(op, problem, (first, second, indices), implementation="sparse")
     finite = np.isfinite(exact)
     assert not finite.all()
     assert finite.any()
@@ -515,10 +513,12 @@ def test_sliced_and_strided_operands(platform, problem, op):
 
 @every_op
 @kernel_problems
-def test_every_cuda_kernel_is_exact(cuda, monkeypatch, problem, op):
-    monkeypatch.setattr(_lowering, "dense_pays", lambda *_: False)
+def test_every_cuda_kernel_is_exact(cuda, problem, op):
     forced = [problem.spec(kernel=k) for k in cuda_kernels(op, problem)]
-    forced += [problem.spec(arch=arch) for arch in (80, 86, 89, 90, 100, 120)]
+    forced += [
+        problem.spec(arch=arch, implementation="sparse")
+        for arch in (80, 86, 89, 90, 100, 120)
+    ]
     check_specs(op, problem, forced)
 
 

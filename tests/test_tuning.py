@@ -54,6 +54,7 @@ REASONS = {
     "kernel",
 }
 SKINNY = {k: v for k, v in _tuning.kernels().items() if "skinny" in k}
+BULK = {k: v for k, v in SKINNY.items() if "bulk" in k}  # of these those for Hopper
 HOPPER = {k: v for k, v in _tuning.kernels().items() if "hopper" in k}
 MMA = {k: v for k, v in _tuning.kernels().items() if "mma" in k}
 # What each kernel of spmm_t keeps of a window of 32.
@@ -161,7 +162,7 @@ def test_forced_kernels_are_honoured(name, kernel, arch):
     if name in HOPPER:
         n = SCATTER_KEPT.get(name, 8)
         spec |= dict(dtype="bfloat16", pattern=(n, 32, 256), allow_tf32=True)
-    if name in HOPPER and arch != 90:
+    if (name in HOPPER or name in BULK) and arch != 90:
         with pytest.raises(ValueError, match=rf"capability 9\.0 .* got sm_{arch}"):
             _tuning.choose(**problem(op, **spec))
     else:
@@ -367,7 +368,8 @@ def test_few_rows_run_on_skinny_kernels(arch, dtype, cols, depth):
             continue
         assert choice["kernel"] in SKINNY, choice
         assert config["shared_bytes"] <= SHARED_BYTES[arch], choice
-        assert config["block_kept"] % 16 == 0 and config["threads"] <= 512, choice
+        assert config["block_kept"] % 16 == 0 and config["threads"] <= 544, choice
+        assert choice["kernel"] not in BULK or (arch == 90 and dtype != "float32")
         assert config["cluster"] == 1 or arch >= 90, choice
         assert config["cluster"] == 1 or config["split"] == 1, choice
         shares = config["cluster"] * config["split"]
@@ -383,7 +385,7 @@ def test_few_rows_run_on_skinny_kernels(arch, dtype, cols, depth):
 @pytest.mark.parametrize(
     "change, reason",
     (
-        (dict(x_feature_major=True), "needs a row-major x, got a feature-major one"),
+        (dict(x_feature_major=True), "needs a row-major x, .*got a feature-major one"),
         (dict(rows=65), "needs at most 64 rows, got 65"),
         (dict(pattern=(8, 32, 24)), "needs a vector_length that is .* 16 .* got 24"),
         (
@@ -404,9 +406,12 @@ def test_what_the_skinny_kernels_do_not_take(change, reason):
     assert choice["kernel"] not in SKINNY
     rejected = dict(choice["rejected"])
     for name, kernel in SKINNY.items():
-        if spec["dtype"] == "float32" and name == "spmm_skinny_64":
+        if spec["dtype"] == "float32" and (name == "spmm_skinny_64" or name in BULK):
             continue
         assert re.match(reason, rejected[name]), rejected[name]
+        if spec["x_feature_major"] and name in BULK:
+            assert _tuning.choose(**spec | {"kernel": kernel})["kernel"] == name
+            continue
         with pytest.raises(ValueError, match=reason):
             _tuning.choose(**spec | {"kernel": kernel})
 
@@ -416,6 +421,48 @@ def test_float32_has_no_skinny_tile_of_64_rows():
     with pytest.raises(ValueError, match="needs bfloat16 or float16 operands; float32"):
         _tuning.choose(**spec | {"kernel": SKINNY["spmm_skinny_64"]})
     assert _tuning.choose(**spec)["config"]["block_rows"] <= 32
+
+
+def test_values_in_bulk_are_for_half_precision_and_code_for_hopper():
+    for kernel in BULK.values():
+        with pytest.raises(ValueError, match="needs bfloat16 or float16 operands"):
+            _tuning.choose(**few_rows(dtype="float32", kernel=kernel))
+        with pytest.raises(ValueError, match=r"code for it \(sm_90a\) in this"):
+            _tuning.choose(**few_rows(kernel=kernel), wgmma=False)
+    assert _tuning.choose(**few_rows(), wgmma=False)["kernel"] not in BULK
+
+
+@pytest.mark.parametrize(
+    "cols, n, rows, bulk, microseconds",
+    (
+        (8192, 16, 1, True, 21.7),
+        (8192, 16, 16, True, 23.5),
+        (8192, 16, 32, True, 27.2),
+        (8192, 16, 64, True, 37.9),
+        (28672, 16, 1, True, 60.0),
+        (28672, 16, 16, True, 64.0),
+        (28672, 16, 64, True, 102.0),
+        (8192, 4, 1, False, 9.7),
+        (8192, 4, 16, False, 14.2),
+    ),
+)
+def test_the_choice_for_few_rows_and_its_time_are_those_measured(
+    cols, n, rows, bulk, microseconds
+):
+    # On an H200 in bfloat16 at depth 8192, L = 32, the kernel alone.
+    spec = few_rows(rows=rows, cols=cols, depth=8192, pattern=(n, 32, 32))
+    choice = _tuning.choose(**spec)
+    assert (choice["kernel"] in BULK) == bulk
+    assert choice["predicted_us"] == pytest.approx(microseconds, rel=0.15)
+
+
+def test_a_long_reduction_fills_the_stages_of_a_ring_again():
+    # What the thousand launches of tests/test_ops.py run.
+    for kernel in BULK.values():
+        spec = few_rows(rows=64, depth=24000, cols=200, pattern=(16, 32, 32))
+        config = _tuning.choose(**spec | {"kernel": kernel})["config"]
+        shares = config["cluster"] * config["split"]
+        assert 12000 // config["block_kept"] // shares > config["stages"], config
 
 
 def test_windows_that_do_not_fit_go_to_the_generic_kernels():
@@ -442,7 +489,7 @@ def test_half_precision_runs_on_the_tensor_cores_of_hopper(arch):
     for dtypes, length, rows, depth, cols, batch, y_fm in itertools.product(
         HALF,
         (64, 128, 192, 256, 320, 2**31 - 1),
-        (8, 72, 136, 1000, 4096),
+        (72, 136, 1000, 4096),
         (1, 200, 1024),
         (8, 392, 4096),
         (1, 3),
@@ -916,3 +963,33 @@ def test_kernels_of_an_operation():
             assert names[name] == kernel
     with pytest.raises(ValueError, match="op must be"):
         _tuning.kernels("gemm")
+
+
+@pytest.mark.parametrize("dtypes", HALF, ids=str)
+def test_few_rows_are_transposed_where_that_pays(dtypes):
+    """A tile of 64 rows multiplies them as fast as the values arrive."""
+
+    def us(rows, length, fm, **options):
+        return _tuning.few_rows_us(
+            **problem(
+                "spmm",
+                *dtypes,
+                rows=rows,
+                depth=8192,
+                cols=28672,
+                pattern=(16, 32, length),
+                x_feature_major=fm,
+                arch=90,
+                **options,
+            )
+        )
+
+    assert us(64, 128, True) < us(64, 128, False)
+    assert us(8, 32, False) < us(8, 32, True)
+    # What the copy in front costs is in it, and no kernel at all is infinitely slow.
+    spec = problem(
+        "spmm", *dtypes, rows=64, depth=8192, cols=28672, pattern=(16, 32, 128), arch=90
+    )
+    assert us(64, 128, True) > _tuning.choose(**spec)["predicted_us"] + 2
+    hopper = _tuning.kernels()["spmm_hopper_64x128"]
+    assert us(64, 128, False, kernel=hopper) == float("inf")

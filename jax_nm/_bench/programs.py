@@ -128,7 +128,7 @@ def on_gpu() -> bool:
 
 def own_layout(rows: int) -> bool:
     """Whether the sparse call wants x and y with rows contiguous."""
-    return _lowering.layouts("cuda" if on_gpu() else "cpu", rows, None)[0]
+    return on_gpu() and _lowering.has_many_rows(rows)
 
 
 def build(product: Product, compiled: Callable[..., Any], stock: Stock) -> Program:
