@@ -78,6 +78,7 @@ double SkinnyCycles(const Problem& p, const Device& device, const Config& c) {
   constexpr double kIssueShare = 0.026;      // of the issue slots, that a resident warp fills,
   constexpr double kMostIssued = 0.5;        // and that all of them do
   constexpr double kRound = 4000.0;          // of blocks that start when others are done
+  constexpr double kRow = 0.0035;            // of everything, for each row of the tile
   constexpr double kSecondLaunch = 4000.0;
   constexpr double kShare = 1500.0, kPeerBytesPerCycle = 14.0;  // as of the Hopper kernels
   const int32_t element = ByteWidth(p.dtype);
@@ -108,7 +109,8 @@ double SkinnyCycles(const Problem& p, const Device& device, const Config& c) {
   for (const double part : {memory, loaded, waited, shared, issued, chained}) {
     sum += std::pow(part, 4.0);
   }
-  const double stream = std::sqrt(std::sqrt(sum));
+  const double stream =
+      std::sqrt(std::sqrt(sum)) * (1.0 + (element == 2 ? kRow * c.block_rows : 0.0));
 
   const double tile_bytes = 4.0 * std::min<double>(p.rows, c.block_rows) * c.block_cols;
   double cycles = kLaunch + stream + 2.0 * tile_bytes * c.kept_warps / 128.0 +
@@ -187,10 +189,6 @@ std::string SkinnyReason(const Problem& p, KernelId kernel) {
   const int32_t element = ByteWidth(p.dtype);
   if (IsSkinnyBulk(kernel)) {
     if (element == 4) return "needs bfloat16 or float16 operands";
-    // Right in both layouts, but not yet compared with the Hopper kernels.
-    if (p.x_layout != Layout::kRowMajor && p.kernel == 0) {
-      return "needs a row-major x, unless asked for, got a feature-major one";
-    }
   } else if (p.x_layout != Layout::kRowMajor) {
     return "needs a row-major x, got a feature-major one";
   }

@@ -49,17 +49,20 @@ std::vector<Config> SkinnyBulkShapes(const Problem& p, KernelId kernel) {
   return shapes;
 }
 
-// Chosen to follow an H200, taking 1.755 GHz for its clock. The numbers in comments are
-// microseconds of bfloat16 at L = 32, from launches whose warps staged x through registers.
+// Chosen to follow an H200, taking 1.755 GHz for its clock: of 180 problems in bfloat16 (1 to 64
+// rows, x in either layout, 16:32 to 4:32, L = 32 and 128) the fastest launch by estimate takes
+// 0.86 to 1.31 of it, 1.05 in the mean.
 double SkinnyBulkCycles(const Problem& p, const Device& device, const Config& c) {
   // What is left of a launch when its bytes are taken off: 21.7 for 68 MB of weights.
   constexpr double kLaunch = 7500.0;
   constexpr double kMemoryShare = 0.85;  // of the bandwidth on paper; a stream gets 4.2 TB/s
-  // What a block gets of values if 32 of them share the memory, and what its warps stage of x,
-  // which adds to it: 64 rows of 28672 x 8192, 16:32 and 4:32, take 102 and 66, where 16 rows take
-  // 64 and 26, and 64 rows of 8192 x 8192, 16:32, in 128 blocks 102 with 4 warps and 66 with 8.
+  // What a block gets of values, and what its warps stage of x, which adds to it: half as much
+  // where they transpose it too. 32 rows of 28672 x 8192, 16:32, take 66 us feature-major and 92
+  // row-major.
   constexpr double kValueBytesPerCycle = 36.0;
-  constexpr double kXBytesPerCycleAndWarp = 1.7, kXBytesPerCycle = 10.0;
+  const bool transposes = p.x_layout == Layout::kRowMajor && p.rows > 1;
+  const double x_bytes_per_cycle = transposes ? 7.5 : 14.0;
+  const double x_bytes_per_cycle_and_warp = 0.17 * x_bytes_per_cycle;
   // Values that the warps for x copy too arrive later: 72 instead of 60, one row of 28672 x 8192.
   constexpr double kNotInBulk = 0.75;
   // Copies of single elements, and the issue slots that a warp fills, as of the other skinny
@@ -88,8 +91,9 @@ double SkinnyBulkCycles(const Problem& p, const Device& device, const Config& c)
   const double rows = std::max<double>(std::min<int64_t>(p.rows, c.block_rows), 4.0);
   const double x_bytes = layout.features * rows * 2.0;
   const double loaded =
-      steps * (value_bytes / (kValueBytesPerCycle * (bulk ? 1.0 : kNotInBulk)) +
-               x_bytes / std::min(kXBytesPerCycle, kXBytesPerCycleAndWarp * c.x_warps * resident));
+      steps *
+      (value_bytes / (kValueBytesPerCycle * (bulk ? 1.0 : kNotInBulk)) +
+       x_bytes / std::min(x_bytes_per_cycle, x_bytes_per_cycle_and_warp * c.x_warps * resident));
   const int64_t x_line = p.x_layout == Layout::kRowMajor || p.rows == 1 ? p.depth : p.rows;
   const double elements =
       (bulk ? 0.0 : value_bytes / 2.0) + (x_line % 8 == 0 ? 0.0 : x_bytes / 2.0);
