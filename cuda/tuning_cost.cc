@@ -207,18 +207,22 @@ double ProductCycles(double batch, double height, double width, double reduction
 
 }  // namespace
 
-// Chosen to follow XLA's dense products on an H200, taking 1.755 GHz for its clock: 0.92 to 1.07 of
-// 18 measured times at 16 to 8192 rows, 0.55 to 0.85 of three with few or ragged tiles. The weight
+// Chosen to follow XLA's dense products on an H200, taking 1.755 GHz for its clock: within 13 % of
+// 17 of 21 measured times at 16 to 8192 rows. The weight
 // is expanded by the kernel: a build without it has no kernels to compare with either.
 double DenseCycles(const Problem& p, const Device& device) {
-  constexpr double kKernel = 5300.0;  // the first loads and last stores of one that is launched
+  constexpr double kKernel = 5300.0;  // of each launch: first loads, last stores
+  // In favour of the kernels, which take no memory: where launches are all that counts, estimates
+  // tell nothing.
+  constexpr double kDoubt = 6400.0;
   // Of the peaks, at the clocks that power allows: 700 to 820 TFLOP/s in bfloat16, 51 on CUDA
   // cores.
   constexpr double kHalfShare = 0.86, kTf32Share = 0.93, kLanesShare = 0.89;
   constexpr double kCopyShare = 0.82;  // of the bandwidth: 4.2 TB/s
   // With TF32, tensor cores of Hopper want the reduction contiguous, which a row-major W has not:
-  // 1024, 4096, 4096 takes 127 us, 4096^3 342, which a pass that transposes W explains.
-  constexpr double kTransposeShare = 0.69;
+  // 1024, 4096, 4096 takes 127 us, 4096^3 342, which a pass that transposes W explains. Few rows
+  // are not worth that pass.
+  constexpr double kTransposeShare = 0.69, kStridedShare = 0.6;
   constexpr double kExpandShare = 0.70;  // 0.85 of a copy: what the kernel is designed for
   constexpr double kGatherShare = 0.5;   // where XLA gathers what is kept of a gradient
   // A product at 4096^3 in float32 that is rounded to bfloat16 afterwards takes 3 % longer: most of
@@ -239,15 +243,16 @@ double DenseCycles(const Problem& p, const Device& device) {
   // The dense weight in the operands' dtype, or its gradient in float32.
   const double weight_bytes = weight * (gradient ? 4.0 : bytes);
   const double moved = batch * rows * (depth + cols) * bytes + weight_bytes;
-  double cycles =
-      kKernel + std::max(ProductCycles(batch, height, width, reduction, flops, device.num_sms),
-                         moved / (kCopyShare * bandwidth));
+  const double product = ProductCycles(batch, height, width, reduction, flops, device.num_sms);
+  const double copy = moved / (kCopyShare * bandwidth);
+  double cycles = std::max(product, copy);
   if (tf32 && p.op == Op::kSpmm && device.arch == 90) {
-    cycles += 2.0 * weight_bytes / (kTransposeShare * bandwidth);
+    cycles = std::min(cycles + 2.0 * weight_bytes / (kTransposeShare * bandwidth),
+                      std::max(product / kStridedShare, copy));
   }
   const double kept_bytes = batch * p.kept * cols * bytes;
-  cycles += kKernel +
-            (weight_bytes + kept_bytes) / ((gradient ? kGatherShare : kExpandShare) * bandwidth);
+  const double pass_share = gradient ? kGatherShare : kExpandShare;
+  cycles += 2.0 * kKernel + kDoubt + (weight_bytes + kept_bytes) / (pass_share * bandwidth);
   if (!gradient && ByteWidth(p.result_dtype) == 2) {
     cycles += kKernel + 6.0 * batch * rows * width / (kRoundShare * bandwidth);
   }

@@ -852,8 +852,9 @@ def test_the_estimate_of_dense_follows_what_was_measured(dtype):
         change = dict(dtype=dtype, result_dtype="float32", pattern=(16, 32, 32))
         predicted = _tuning.dense_us(**problem(**sizes, **change))
         element = 4 if dtype == "float32" else 2
-        expand = 1.5 * depth * cols * element / (0.85 * 4.2e6) + 3
-        assert predicted - expand == pytest.approx(microseconds, rel=0.17), sizes
+        expand = 1.5 * depth * cols * element / (0.85 * 4.2e6) + 3 + 6400 / 1755
+        close = pytest.approx(microseconds, rel=0.16)
+        assert predicted - expand == close, sizes
 
 
 def test_the_estimate_of_dense_without_tf32():
