@@ -8,6 +8,7 @@
 #include <initializer_list>
 #include <sstream>
 #include <string>
+#include <utility>
 
 #include "problem.h"
 #include "xla/ffi/api/ffi.h"
@@ -72,6 +73,15 @@ inline ffi::Error CheckShape(const char* target, const char* name, ffi::AnyBuffe
                                      Join(expected) + ", got " + ShapeString(dims));
 }
 
+inline bool IsPattern(int32_t n, int32_t m, int32_t vector_length) {
+  return m >= 1 && m <= 256 && n >= 1 && n <= m && vector_length >= 1;
+}
+
+inline std::string ExpectedPattern(int32_t n, int32_t m, int32_t vector_length) {
+  return "expected a pattern with 1 <= n <= m <= 256 and vector_length >= 1, got " +
+         std::to_string(n) + ":" + std::to_string(m) + ":" + std::to_string(vector_length);
+}
+
 // Roles of the three floating-point buffers of each operation:
 //   spmm:   x, values -> y        spmm_t: dy, values -> dx        sddmm: x, dy -> dvalues
 // `first` and `second` are the operands in that order. All buffers have rank 3, with the batch axis
@@ -91,10 +101,8 @@ inline ffi::ErrorOr<Problem> MakeProblem(Op op, const Attributes& attributes,
   };
 
   const Attributes& a = attributes;
-  if (a.m < 1 || a.m > 256 || a.n < 1 || a.n > a.m || a.vector_length < 1) {
-    return fail("expected a pattern with 1 <= n <= m <= 256 and vector_length >= 1, got " +
-                std::to_string(a.n) + ":" + std::to_string(a.m) + ":" +
-                std::to_string(a.vector_length));
+  if (!IsPattern(a.n, a.m, a.vector_length)) {
+    return fail(ExpectedPattern(a.n, a.m, a.vector_length));
   }
   if (a.layout < 0 || a.layout > (kXFeatureMajor | kYFeatureMajor)) {
     return fail("expected a layout code from 0 to 3, got " + std::to_string(a.layout));
@@ -201,6 +209,53 @@ inline ffi::ErrorOr<Problem> MakeFusedProblem(const Attributes& attributes, int3
     }
   }
   return p;
+}
+
+// Any number of leading axes, which are the batch: values [..., kept, cols],
+// indices [..., groups, kept] -> dense [..., depth, cols].
+inline ffi::ErrorOr<Expansion> MakeExpansion(int32_t n, int32_t m, int32_t vector_length,
+                                             const ffi::AnyBuffer& values,
+                                             const ffi::AnyBuffer& indices,
+                                             const ffi::AnyBuffer& dense) {
+  constexpr const char* kTarget = "jax_nm.expand";
+  const auto fail = [](const std::string& what) {
+    return ffi::Unexpected(ffi::Error::InvalidArgument(std::string(kTarget) + ": " + what));
+  };
+  if (!IsPattern(n, m, vector_length)) return fail(ExpectedPattern(n, m, vector_length));
+  const auto dims = dense.dimensions();
+  const size_t rank = dims.size();
+  if (rank < 2) return fail("expected a dense weight of rank 2 or more");
+  Expansion e{};
+  e.batch = 1;
+  for (size_t i = 0; i + 2 < rank; ++i) e.batch *= dims[i];
+  e.depth = dims[rank - 2];
+  e.cols = dims[rank - 1];
+  e.n = n;
+  e.m = m;
+  e.vector_length = vector_length;
+  e.kept = (e.depth + m - 1) / m * n;
+  e.groups = (e.cols + vector_length - 1) / vector_length;
+  const std::pair<const ffi::AnyBuffer*, std::pair<int64_t, int64_t>> operands[] = {
+      {&values, {e.kept, e.cols}}, {&indices, {e.groups, e.kept}}};
+  for (const auto& [buffer, sizes] : operands) {
+    const auto found = buffer->dimensions();
+    bool same = found.size() == rank;
+    for (size_t i = 0; same && i + 2 < rank; ++i) same = found[i] == dims[i];
+    if (!same || found[rank - 2] != sizes.first || found[rank - 1] != sizes.second) {
+      return fail("expected an operand of shape (..., " + std::to_string(sizes.first) + ", " +
+                  std::to_string(sizes.second) + "), with the leading axes of " +
+                  ShapeString(dims) + ", got " + ShapeString(found));
+    }
+  }
+  if (indices.element_type() != ffi::U8) return fail("expected indices of dtype uint8");
+  ffi::ErrorOr<DType> dtype = ToDType(values.element_type());
+  if (dtype.has_error()) return ffi::Unexpected(dtype.error());
+  if (dense.element_type() != values.element_type()) {
+    return fail("expected a dense weight of the dtype of the values");
+  }
+  e.dtype = dtype.value();
+  if (e.cols * ByteWidth(e.dtype) > UINT32_MAX) return fail("expected rows of less than 4 GB");
+  return e;
 }
 
 }  // namespace jax_nm

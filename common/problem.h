@@ -73,6 +73,19 @@ struct Problem {
   bool emits_sum;  // writes sum + bias too, as y is written
 };
 
+// The dense weight [batch, depth, cols] of a compressed one, in the same dtype.
+struct Expansion {
+  DType dtype;
+  int64_t batch;
+  int64_t depth;
+  int64_t cols;
+  int64_t kept;
+  int64_t groups;
+  int32_t n;
+  int32_t m;
+  int32_t vector_length;
+};
+
 constexpr bool IsFused(const Problem& p) {
   return p.has_bias || p.activation != Activation::kNone || p.emits_sum;
 }

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "dispatch.h"
+#include "expand.h"
 #include "ffi_problem.h"
 #include "tuning.h"
 
@@ -204,7 +205,35 @@ ffi::Error ExecuteFused(cudaStream_t stream, ffi::AnyBuffer x, ffi::AnyBuffer va
                      *workspace, buffers, stream);
 }
 
-// The attributes of every target, in the order of the contract.
+ffi::Error InitializeExpand(ffi::AnyBuffer values, Indices indices, Result dense, int32_t n,
+                            int32_t m, int32_t vector_length) {
+  const ffi::ErrorOr<Expansion> expansion =
+      MakeExpansion(n, m, vector_length, values, indices, *dense);
+  if (expansion.has_error()) return expansion.error();
+  DeviceInfo device{};
+  if (cudaError_t error = CurrentDevice(&device); error != cudaSuccess) {
+    return CudaError("querying the device", error);
+  }
+  if (cudaError_t error = PrepareExpand(device.ordinal); error != cudaSuccess) {
+    return CudaError("loading the kernel", error);
+  }
+  return ffi::Error::Success();
+}
+
+ffi::Error ExecuteExpand(cudaStream_t stream, ffi::AnyBuffer values, Indices indices, Result dense,
+                         int32_t n, int32_t m, int32_t vector_length) {
+  const ffi::ErrorOr<Expansion> expansion =
+      MakeExpansion(n, m, vector_length, values, indices, *dense);
+  if (expansion.has_error()) return expansion.error();
+  if (cudaError_t error = LaunchExpand(expansion.value(), values.untyped_data(), Bytes(indices),
+                                       dense->untyped_data(), stream);
+      error != cudaSuccess) {
+    return CudaError("launching the kernel", error);
+  }
+  return ffi::Error::Success();
+}
+
+// The attributes of every product, in the order of the contract.
 template <class Binding>
 auto BindAttributes(Binding binding) {
   return std::move(binding)
@@ -240,6 +269,17 @@ auto BindFusedCall(Binding binding) {
       .template Attr<int32_t>("activation");
 }
 
+template <class Binding>
+auto BindExpand(Binding binding) {
+  return std::move(binding)
+      .template Arg<ffi::AnyBuffer>()
+      .template Arg<ffi::AnyBuffer>()
+      .template Ret<ffi::AnyBuffer>()
+      .template Attr<int32_t>("n")
+      .template Attr<int32_t>("m")
+      .template Attr<int32_t>("vector_length");
+}
+
 auto InitializeStage() { return ffi::Ffi::Bind<ffi::ExecutionStage::kInitialize>(); }
 auto ExecuteStage() { return ffi::Ffi::Bind().Ctx<ffi::PlatformStream<cudaStream_t>>(); }
 
@@ -259,6 +299,10 @@ XLA_FFI_DEFINE_HANDLER(kSpmmFusedInitialize, InitializeFused, BindFusedCall(Init
                        {ffi::Traits::kCmdBufferCompatible});
 XLA_FFI_DEFINE_HANDLER(kSpmmFusedExecute, ExecuteFused, BindFusedCall(ExecuteStage()),
                        {ffi::Traits::kCmdBufferCompatible});
+XLA_FFI_DEFINE_HANDLER(kExpandInitialize, InitializeExpand, BindExpand(InitializeStage()),
+                       {ffi::Traits::kCmdBufferCompatible});
+XLA_FFI_DEFINE_HANDLER(kExpandExecute, ExecuteExpand, BindExpand(ExecuteStage()),
+                       {ffi::Traits::kCmdBufferCompatible});
 
 }  // namespace
 
@@ -267,6 +311,7 @@ const Handler kHandlers[kHandlerCount] = {
     {"jax_nm.spmm_t.v1", kSpmmTInitialize, kSpmmTExecute},
     {"jax_nm.sddmm.v1", kSddmmInitialize, kSddmmExecute},
     {"jax_nm.spmm_fused.v1", kSpmmFusedInitialize, kSpmmFusedExecute},
+    {"jax_nm.expand.v1", kExpandInitialize, kExpandExecute},
 };
 
 }  // namespace jax_nm

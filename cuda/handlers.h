@@ -11,7 +11,7 @@ struct Handler {
   XLA_FFI_Handler* execute;
 };
 
-inline constexpr int kHandlerCount = 4;
+inline constexpr int kHandlerCount = 5;
 extern const Handler kHandlers[kHandlerCount];
 
 }  // namespace jax_nm

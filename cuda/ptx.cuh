@@ -14,6 +14,7 @@ __device__ __forceinline__ uint32_t SharedAddress(const void* shared) {
 
 // Keeps the compiler from computing a value anew where it is used.
 __device__ __forceinline__ void KeepInRegister(uint32_t& value) { asm volatile("" : "+r"(value)); }
+__device__ __forceinline__ void KeepInRegister(uint64_t& value) { asm volatile("" : "+l"(value)); }
 
 // https://docs.nvidia.com/cuda/parallel-thread-execution/#data-movement-and-conversion-instructions-ld
 // Shared memory by its address. Volatile, because the compiler does not see what it depends on.

@@ -16,5 +16,5 @@ def export_disabled_checks() -> list[jax.export.DisabledSafetyCheck]:
     """
     return [
         jax.export.DisabledSafetyCheck.custom_call(_lowering.target_name(op))
-        for op in (*_lowering.OPS, _lowering.FUSED)
+        for op in (*_lowering.OPS, _lowering.FUSED, _lowering.EXPAND)
     ]

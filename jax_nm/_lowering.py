@@ -24,6 +24,7 @@ import numpy as np
 from jax_nm import _dense, _reference
 
 if TYPE_CHECKING:
+    from jax_nm._pattern import Pattern
     from jax_nm._primitives import Spec
 
 try:
@@ -51,6 +52,7 @@ _ACTIVATIONS = {None: 0, "relu": 1, "gelu": 2, "gelu_exact": 3, "silu": 4}  # Ac
 
 OPS = ("spmm", "spmm_t", "sddmm")
 FUSED = "spmm_fused"
+EXPAND = "expand"
 
 
 @functools.cache
@@ -220,6 +222,7 @@ def _call(
                 pattern=spec.pattern,
                 depth=spec.depth,
                 highest=spec.highest,
+                expander=expander(platform),
             )
         ]
     elif not has_kernel(platform, dtype):
@@ -274,6 +277,29 @@ def _mapped_reference(
         getattr(_reference, op), pattern=spec.pattern, depth=spec.depth
     )
     return jax.vmap(fun)(first, second, indices)
+
+
+def expander(platform: str | None) -> _dense.Expander | None:
+    """The kernel that expands a weight, where there is one."""
+    return _expand if platform == "cuda" and cuda_module() is not None else None
+
+
+def _expand(
+    values: jax.Array, indices: jax.Array, *, pattern: Pattern, depth: int
+) -> jax.Array:
+    """As `_dense.expand`. A mapped call is one call: the batch axes cross in front."""
+    call = jax.ffi.ffi_call(
+        target_name(EXPAND),
+        jax.ShapeDtypeStruct((depth, values.shape[-1]), values.dtype),
+        vmap_method="broadcast_all",
+    )
+    return call(
+        values,
+        indices,
+        n=np.int32(pattern.n),
+        m=np.int32(pattern.m),
+        vector_length=np.int32(pattern.vector_length),
+    )
 
 
 def goes_dense(

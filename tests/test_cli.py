@@ -348,6 +348,23 @@ def test_gpu_points_carry_device_times(gpu, monkeypatch, small_roofs, capsys):
     assert len(profiler.products) == 14
 
 
+def test_by_way_of_dense_the_row_major_layout_is_its_own(
+    gpu, monkeypatch, small_roofs, capsys
+):
+    """It runs so inside a model: only kernels ask for another."""
+    profiler = FakeProfiler(monkeypatch, lambda p: 100 + 900 * p.feature_major)
+    pattern = Pattern(16, 32, 16)
+    points = [
+        Point("spmm", 72, 96, 128, pattern, "bfloat16", implementation=asked)
+        for asked in ("dense", "sparse")
+    ]
+    dense, sparse = measure.measure(points, 3, machine.roofs(points, {}))
+    assert dense["kernel"] == "dense"
+    assert dense["ms"] == dense["ms_row_major"] < sparse["ms"]
+    # Dense and its limit in both layouts, and so the sparse product by a kernel.
+    assert len(profiler.products) == 7
+
+
 def test_gpu_rotates_past_the_cache(gpu, monkeypatch):
     monkeypatch.setattr(programs, "ROTATED_BYTES", 160 << 20)
     for point in SUITES["hopper"]():

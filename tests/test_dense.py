@@ -79,8 +79,118 @@ def test_any_index_byte_is_safe():
     indices = jnp.full((2, pattern.kept(20)), 255, jnp.uint8)
     values = jnp.ones((pattern.kept(20), 8))
     dense = _dense.expand(values, indices, pattern=pattern, depth=20)
-    assert dense.shape == (20, 8)
-    assert np.isfinite(dense).all()
+    # The last row of each window, and of the depth.
+    np.testing.assert_array_equal(np.flatnonzero(dense.all(1)), [7, 15, 19])
+    assert np.count_nonzero(dense) == 3 * 8
+
+
+def bits(array):
+    """NaNs compare equal to themselves, and -0 differs from 0."""
+    array = np.asarray(array)
+    return array.view(f"u{array.dtype.itemsize}")
+
+
+def same_expansions(pattern, depth, values, *each_indices):
+    """The kernel's and those of plain operations, bit by bit."""
+    options = dict(pattern=pattern, depth=depth)
+    plain = functools.partial(_dense.expand, **options)
+    kernel = functools.partial(_lowering.expander("cuda"), **options)
+    for _ in range(values.ndim - 2):
+        plain, kernel = jax.vmap(plain), jax.vmap(kernel)
+    plain, kernel = jax.jit(plain), jax.jit(kernel)
+    for indices in map(jnp.asarray, each_indices):
+        expected, got = plain(values, indices), kernel(values, indices)
+        assert got.dtype == values.dtype
+        np.testing.assert_array_equal(bits(got), bits(expected))
+
+
+@pytest.mark.parametrize(
+    "problem", [p for p in PROBLEMS if min(*p.batch, p.depth, p.cols, 1) > 0], ids=str
+)
+def test_the_kernel_expands_as_plain_operations_do(cuda, problem):
+    """Of well-formed indices, with NaN in padding slots, and of any index bytes."""
+    with problem.precision():
+        operands = integers(problem)
+        values = jnp.asarray(operands.values)
+        noise = problem.rng("bytes").integers(0, 256, operands.indices.shape)
+        each_indices = operands.indices, noise.astype(np.uint8)
+        same_expansions(problem.pattern, problem.depth, values, *each_indices)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "n, m, length",
+    [(2, 4, 1), (1, 2, 2), (100, 256, 4), (8, 32, 12), (16, 32, 32), (3, 7, 4096)],
+)
+@pytest.mark.parametrize("cols", [1024, 1020, 1018, 1017])
+def test_the_kernel_expands_units_of_any_size(cuda, dtype, n, m, length, cols):
+    """Rows and vectors of whole 16, 8, 4 and 2 bytes."""
+    pattern, depth = Pattern(n, m, vector_length=length), 517
+    rng = np.random.default_rng(length + cols)
+    kept = pattern.kept(depth)
+    values = jnp.asarray(rng.standard_normal((kept, cols)), dtype)
+    indices = rng.integers(0, 256, (pattern.groups(cols), kept)).astype(np.uint8)
+    same_expansions(pattern, depth, values, indices)
+
+
+@pytest.mark.parametrize("many_bytes", [0, 1 << 30])
+def test_the_kernel_expands_stacks_at_once_and_one_by_one(
+    cuda, monkeypatch, many_bytes
+):
+    monkeypatch.setattr(_dense, "MANY_BYTES", many_bytes)
+    (problem,) = (p for p in NOT_EMPTY if p.name == "batched")
+    operands = integers(problem)
+
+    def products(x, dy):
+        w = operands.weight(problem)
+        product = functools.partial(
+            jax_nm.spmm, w=w, precision="highest", implementation="dense"
+        )
+        y, pull = jax.vjp(product, x)
+        return y, *pull(dy)
+
+    y, dx = jax.jit(products)(jnp.asarray(operands.x), jnp.asarray(operands.dy))
+    for op, out in (("spmm", y), ("spmm_t", dx)):
+        exact = oracle.compute(op, problem, *operands.of(op))
+        np.testing.assert_array_equal(out, exact)
+
+
+@pytest.mark.parametrize("batch", [(), (3,), (2, 2)])
+def test_a_weight_is_expanded_by_one_call(monkeypatch, batch):
+    """Its batch in front of it, and the attributes that are its contract."""
+    monkeypatch.setattr(_lowering, "cuda_module", cuda_stub)
+    pattern = Pattern(4, 16, vector_length=8)
+    kept, groups = pattern.kept(40), pattern.groups(36)
+    w = jax_nm.NMArray(
+        SHAPE((*batch, kept, 36), jnp.bfloat16),
+        SHAPE((*batch, groups, kept), jnp.uint8),
+        pattern,
+        40,
+        36,
+    )
+
+    def product(x, w):
+        return jax_nm.spmm(x, w, implementation="dense")
+
+    traced = jax.jit(product).trace(SHAPE((*batch, 70, 40), jnp.bfloat16), w)
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    (call,) = re.findall(r"custom_call @jax_nm\.expand\.v1\(.*", text)
+    count = int(np.prod(batch))
+    assert f"-> tensor<{count}x40x36xbf16>" in call
+    (config,) = re.findall(r"backend_config = \{(.*?)\}", call)
+    attributes = dict(re.findall(r"(\w+) = (-?\d+) : i32", config))
+    assert attributes == {"n": "4", "m": "16", "vector_length": "8"}
+    # XLA chooses how x and y lie in memory.
+    assert "transpose" not in text
+
+
+def test_without_the_cuda_module_plain_operations_expand(monkeypatch):
+    monkeypatch.setattr(_lowering, "cuda_module", lambda: None)
+    assert _lowering.expander("cuda") is None
+    assert _lowering.expander("cpu") is None
+    monkeypatch.setattr(_lowering, "cuda_module", cuda_stub)
+    assert _lowering.expander("cuda") is not None
+    assert _lowering.expander(None) is None
 
 
 def all_lowered(monkeypatch, dtype, rows, precision, arch, **options):
@@ -124,7 +234,7 @@ def count_of_barriers(dense):
         ("float16", 4096, "default", 80, {"spmm_t", "sddmm"}),
         ("float32", 4096, "default", 90, {"spmm_t", "sddmm"}),
         ("float32", 4096, "highest", 90, set()),
-        ("float32", 16, "default", 90, set()),
+        ("float32", 16, "default", 90, {"spmm_t"}),
         # Of a GPU that is not there nothing is known.
         ("float32", 4096, "default", 0, set()),
     ],
@@ -179,7 +289,8 @@ def test_what_is_asked_for_holds_for_all_three(monkeypatch, asked, dtype, arch):
     )
     assert all((kernel == "dense") == (asked == "dense") for kernel in plans.values())
     assert text.count("dot_general") == (3 if asked == "dense" else 0)
-    assert text.count("custom_call @jax_nm.") == (0 if asked == "dense" else 3)
+    calls = re.findall(r"custom_call @jax_nm\.(\w+)\.v1", text)
+    assert sorted(calls) == (["expand"] * 2 if asked == "dense" else sorted(OPS))
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -116,6 +116,21 @@ def test_a_fused_product_with_symbolic_rows(with_cuda):
     np.testing.assert_array_equal(gradient, dx.astype(np.float32), strict=True)
 
 
+def test_export_by_way_of_dense(with_cuda):
+    """On every platform; on CUDA with the kernel that expands the weight."""
+    exported = jax.export.export(
+        jax.jit(lambda x: jax_nm.spmm(x, W, implementation="dense")),
+        platforms=PLATFORMS,
+        disabled_checks=jax_nm.export_disabled_checks(),
+    )(jax.ShapeDtypeStruct((*jax.export.symbolic_shape("rows"), 18), jnp.float32))
+    text = exported.mlir_module()
+    assert re.findall(r"custom_call @jax_nm\.(\w+)\.v1", text) == ["expand"]
+    loaded = jax.export.deserialize(exported.serialize())
+    with jax.default_device(jax.devices("cpu")[0]):
+        y = jax.jit(loaded.call)(OPERANDS.x)
+    np.testing.assert_array_equal(y, expected()[0], strict=True)
+
+
 def test_export_without_the_disabled_checks_is_refused(with_cuda):
     with pytest.raises(ValueError, match=r"jax_nm\.spmm"):
         export()

@@ -26,20 +26,22 @@ def measure(
     All programs take turns in one session, and those that points share run once.
 
     `ms` is the product in the call's own layouts, `ms_row_major` with row-major
-    operands and results, and so with the transposes that they cost. `dense_ms` is XLA's
-    dense product of the full size, `limit_ms` that of the compressed depth, each in the
-    faster of both layouts. These are times of the device where `timing` is 'device';
-    `wall_ms` is the host's time for a call of the product of `ms`. `floor_ms` is what
-    this machine's measured peak rate and bandwidth allow at best. `implementation` and
-    `kernel` say what ran: 'sparse', 'dense', the name of a kernel that was asked for,
-    or 'mixed' for a step whose products differ; the kernel of a step is that of its
-    forward product.
+    operands and results, and so with the transposes that they cost. A product by way of
+    a dense matrix has no layouts of its own: both are the row-major one. `dense_ms` is
+    XLA's dense product of the full size, `limit_ms` that of the compressed depth, each
+    in the faster of both layouts. These are times of the device where `timing` is
+    'device'; `wall_ms` is the host's time for a call of the product of `ms`. `floor_ms`
+    is what this machine's measured peak rate and bandwidth allow at best.
+    `implementation` and `kernel` say what ran: 'sparse', 'dense', the name of a kernel
+    that was asked for, or 'mixed' for a step whose products differ; the kernel of a
+    step is that of its forward product.
     """
     start = time.perf_counter()
-    own = programs.own_layout(points[0].rows)
     layouts = (False, True) if programs.on_gpu() else (False,)
+    plans = {point: plans_of(point) for point in points}
+    own = {point: own_layout(point, plans[point]) for point in points}
     sparse = {
-        point: {layout: Product.sparse(point, layout) for layout in (own, False)}
+        point: {layout: Product.sparse(point, layout) for layout in (own[point], False)}
         for point in points
     }
     dense = {
@@ -63,22 +65,21 @@ def measure(
 
     results = []
     for point, products in sparse.items():
-        plans = plans_of(point)
         error = check.error_over_bound(
             point, [built[product] for product in dict.fromkeys(products.values())]
         )
         results.append(
             {
                 **point.as_json(),
-                "implementation": what_ran(point, plans),
-                "kernel": plans[0].kernel,
-                "config": dict(plans[0].config),
-                "ms": times.ms[products[own]],
+                "implementation": what_ran(point, plans[point]),
+                "kernel": plans[point][0].kernel,
+                "config": dict(plans[point][0].config),
+                "ms": times.ms[products[own[point]]],
                 "ms_row_major": times.ms[products[False]],
                 "dense_ms": fastest(point.depth),
                 "limit_ms": fastest(point.kept),
                 "floor_ms": machine.floor_ms(point, roofs),
-                "wall_ms": times.wall_ms[products[own]],
+                "wall_ms": times.wall_ms[products[own[point]]],
                 "timing": times.timing,
                 "sm_clock_mhz": times.sm_clock_mhz,
                 "error_over_bound": error,
@@ -137,6 +138,12 @@ def plans_of(point: Point) -> list[Plan]:
         )
         for op in (("spmm", "spmm_t", "sddmm") if point.op == "step" else (point.op,))
     ]
+
+
+def own_layout(point: Point, plans: Sequence[Plan]) -> bool:
+    """Whether x and y are feature-major in the call's own layouts."""
+    kernels = any(plan.kernel != "dense" for plan in plans)
+    return kernels and programs.own_layout(point.rows)
 
 
 def what_ran(point: Point, plans: Sequence[Plan]) -> str:
