@@ -66,6 +66,9 @@ enum class KernelId : int32_t {
   kSddmmHopper64x128 = 84,
   kSddmmHopper128x64x2 = 86,
   kSddmmHopper64x64x2 = 87,
+  kSpmmShort128x256 = 91,
+  kSpmmShort64x512 = 92,
+  kSpmmShort64x256 = 93,
 };
 
 struct Config {
