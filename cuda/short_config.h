@@ -24,9 +24,10 @@ struct ShortTile {
   static constexpr int32_t kBlockRows = kSlabs * kHopperLineElements;
   static constexpr int32_t kBlockCols = kWarpCols * kShortWarps;
 
-  // Of a thread after the roles have parted.
-  static constexpr int kProducerRegisters = 56;
-  static constexpr int kConsumerRegisters = 224;
+  // Of a thread after the roles have parted. Consumers of few sums need fewer.
+  static constexpr bool kFewSums = kBlockRows * kBlockCols < 128 * 256;
+  static constexpr int kProducerRegisters = kFewSums ? 72 : 56;
+  static constexpr int kConsumerRegisters = kFewSums ? 216 : 224;
   static_assert(128 * kProducerRegisters + 256 * kConsumerRegisters <= kHopperThreads * 168,
                 "the launch has 168 registers for each of 384 threads");
   static_assert(kWarpCols % 32 == 0 && kHopperLineElements % kWarpCols == 0,

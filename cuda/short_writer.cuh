@@ -40,7 +40,7 @@ class ShortWriter {
   __device__ __forceinline__ void Store(Sums& sums) const {
     if (common_.bias != nullptr) AddBias(sums);
     if (args_.sum != nullptr) StoreTo(args_.sum, sums);
-    ActivateAll(common_.activation, sums);
+    Activate(sums);
     StoreTo(args_.result, sums);
   }
 
@@ -60,6 +60,16 @@ class ShortWriter {
           sums[ShortSums<Tile>::Index(0, i / 2, t, c + i % 2 * 2)] += added;
         }
       }
+    }
+  }
+
+  // Not all at once: where few sums leave many registers, the compiler would interleave so many
+  // of the long ones that they spill.
+  __device__ __forceinline__ void Activate(Sums& sums) const {
+    constexpr int kPart = 16;
+#pragma unroll
+    for (int i = 0; i < ShortSums<Tile>::kCount; i += kPart) {
+      ActivateAll(common_.activation, reinterpret_cast<float (&)[kPart]>(sums[i]));
     }
   }
 
