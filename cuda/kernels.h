@@ -13,7 +13,8 @@ struct KernelEntry {
   KernelId kernel;
   int32_t variant;                    // see VariantOf
   const void* function;               // void(KernelArgs), with a CUtensorMap where values come
-                                      // in bulk; of Hopper void(HopperMaps, HopperArgs)
+                                      // in bulk; of Hopper void(HopperMaps, HopperArgs),
+                                      // or ShortArgs
   std::atomic<uint64_t> prepared{0};  // bit d: set up on device d
 };
 
@@ -48,6 +49,8 @@ KernelTable HopperBFloat16(bool float_result);
 KernelTable HopperFloat16(bool float_result);
 KernelTable HopperSpmmTBFloat16(bool float_result);
 KernelTable HopperSpmmTFloat16(bool float_result);
+KernelTable HopperShortBFloat16(bool float_result);
+KernelTable HopperShortFloat16(bool float_result);
 KernelTable HopperSkinnyBFloat16();
 KernelTable HopperSkinnyFloat16();
 

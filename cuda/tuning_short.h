@@ -1,0 +1,27 @@
+// Whether a kernel for short vectors on Hopper computes a problem, and how: pure functions in plain
+// C++.
+#pragma once
+
+#include <string>
+
+#include "config.h"
+#include "problem.h"
+#include "tuning.h"
+
+namespace jax_nm {
+
+bool IsShort(KernelId kernel);
+
+// What the kernel needs and the problem does not have; empty if it computes it. Shapes only:
+// operands must also be aligned to 16 bytes, as XLA's buffers are.
+std::string ShortReason(const Problem& p, KernelId kernel);
+
+// The fastest way to launch a kernel for a problem that it computes, and the estimated cycles of a
+// launch, to be compared with those of the other kernels.
+Config ShortConfig(const Problem& p, KernelId kernel, const Device& device);
+double ShortCycles(const Problem& p, const Device& device, const Config& config);
+
+// All of them that fit.
+std::vector<Config> ShortConfigs(const Problem& p, KernelId kernel, const Device& device);
+
+}  // namespace jax_nm
