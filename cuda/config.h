@@ -72,9 +72,6 @@ enum class KernelId : int32_t {
   kSddmmHopper64x64x2 = 87,
   kSpmmTHopper32Wide = 88,
   kSpmmTHopper16Wide = 89,
-  kSpmmShort128x256 = 91,
-  kSpmmShort64x512 = 92,
-  kSpmmShort64x256 = 93,
 };
 
 struct Config {

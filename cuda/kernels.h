@@ -13,8 +13,7 @@ struct KernelEntry {
   KernelId kernel;
   int32_t variant;                    // see VariantOf
   const void* function;               // void(KernelArgs), with a CUtensorMap where values come
-                                      // in bulk; of Hopper void(HopperMaps, HopperArgs),
-                                      // or ShortArgs
+                                      // in bulk; of Hopper void(HopperMaps, HopperArgs)
   std::atomic<uint64_t> prepared{0};  // bit d: set up on device d
 };
 
@@ -49,8 +48,6 @@ KernelTable HopperBFloat16(bool float_result);
 KernelTable HopperFloat16(bool float_result);
 KernelTable HopperSpmmTBFloat16(bool float_result);
 KernelTable HopperSpmmTFloat16(bool float_result);
-KernelTable HopperShortBFloat16(bool float_result);
-KernelTable HopperShortFloat16(bool float_result);
 KernelTable HopperSkinnyBFloat16();
 KernelTable HopperSkinnyFloat16();
 

@@ -6,7 +6,6 @@
 #include "hopper_maps.h"
 #include "launch_args.h"
 #include "launch_hopper.h"
-#include "short_config.h"
 
 namespace jax_nm {
 namespace {
@@ -113,31 +112,6 @@ cudaError_t MakeDyMap(const Problem& p, const void* data, CUtensorMap* map) {
   return MakeMap({data, p.dtype, p.rows, p.rows, p.cols, p.cols, p.batch}, 64, map);
 }
 
-// The windows of a stage, of 64 rows.
-cudaError_t MakeWindowsMap(const Problem& p, const Config& config, const void* data,
-                           CUtensorMap* map) {
-  return MakeMap({data, p.dtype, p.rows, p.rows, p.depth, p.depth, p.batch},
-                 config.block_windows * p.m, map);
-}
-
-ShortArgs MakeShortArgs(const Problem& p, const Config& config, const Buffers& b) {
-  ShortArgs a{};
-  a.common = MakeHopperArgs(p, config, b);
-  a.layout = MakeShortLayout(config, p.m);
-  a.by_quads = MakeDivisor(a.layout.whole_slots / 4);
-  a.group_cols = config.group_cols;
-  a.stages = config.stages;
-  a.units = a.layout.whole_slots / kShortSlots;
-  a.result = b.result;
-  a.sum = p.emits_sum ? b.sum : nullptr;
-  a.result_vector = p.cols * ByteWidth(p.result_dtype) % 16 == 0;
-  return a;
-}
-
-bool IsAligned(const Buffers& b) {
-  return IsAligned(b.first) && IsAligned(b.second) && IsAligned(b.result) && IsAligned(b.sum);
-}
-
 // Of the result, or of the sum before the activation, which lies alike.
 cudaError_t MakeResultMap(const Problem& p, const HopperArgs& args, const void* data,
                           CUtensorMap* map) {
@@ -180,7 +154,9 @@ cudaError_t MakeValuesMap(const Problem& p, const Config& config, const void* da
 
 cudaError_t LaunchHopper(const Problem& p, const Config& config, const void* function,
                          const Buffers& b, cudaStream_t stream) {
-  if (!IsAligned(b)) return cudaErrorMisalignedAddress;
+  if (!IsAligned(b.first) || !IsAligned(b.second) || !IsAligned(b.result) || !IsAligned(b.sum)) {
+    return cudaErrorMisalignedAddress;
+  }
   HopperArgs args = MakeHopperArgs(p, config, b);
   HopperMaps maps{};
   cudaError_t error = p.op == Op::kSddmm ? MakeDyMap(p, b.second, &maps.second)
@@ -208,21 +184,6 @@ cudaError_t LaunchHopper(const Problem& p, const Config& config, const void* fun
   launch.numAttrs = config.cluster > 1 ? 1 : 0;
   void* parameters[] = {&maps, &args};
   return cudaLaunchKernelExC(&launch, function, parameters);
-}
-
-cudaError_t LaunchShort(const Problem& p, const Config& config, const void* function,
-                        const Buffers& b, cudaStream_t stream) {
-  if (!IsAligned(b)) return cudaErrorMisalignedAddress;
-  ShortArgs args = MakeShortArgs(p, config, b);
-  HopperMaps maps{};
-  cudaError_t error = MakeWindowsMap(p, config, b.first, &maps.first);
-  if (error != cudaSuccess) return error;
-  error = MakeValuesMap(p, config, b.second, &maps.second);
-  if (error != cudaSuccess) return error;
-  void* parameters[] = {&maps, &args};
-  return cudaLaunchKernel(function, dim3(static_cast<unsigned>(config.blocks)),
-                          dim3(static_cast<unsigned>(config.threads)), parameters,
-                          static_cast<size_t>(config.shared_bytes), stream);
 }
 
 }  // namespace jax_nm

@@ -24,8 +24,4 @@ cudaError_t MakeValuesMap(const Problem& p, const Config& config, const void* da
 cudaError_t LaunchHopper(const Problem& p, const Config& config, const void* function,
                          const Buffers& buffers, cudaStream_t stream);
 
-// The same of spmm by a kernel for short vectors.
-cudaError_t LaunchShort(const Problem& p, const Config& config, const void* function,
-                        const Buffers& buffers, cudaStream_t stream);
-
 }  // namespace jax_nm

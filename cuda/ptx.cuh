@@ -60,10 +60,6 @@ __device__ __forceinline__ void StoreShared2(uint32_t address, uint16_t half) {
 __device__ __forceinline__ void StoreShared4(uint32_t address, int32_t word) {
   asm volatile("st.shared.b32 [%0], %1;" ::"r"(address), "r"(word) : "memory");
 }
-__device__ __forceinline__ void StoreShared8(uint32_t address, uint32_t first, uint32_t second) {
-  asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(address), "r"(first), "r"(second)
-               : "memory");
-}
 
 // https://docs.nvidia.com/cuda/parallel-thread-execution/#data-movement-and-conversion-instructions-cp-async
 // Copies `valid_bytes` (0 to 16) from 16-byte aligned `global` and fills the rest of the 16 bytes

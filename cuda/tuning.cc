@@ -8,7 +8,6 @@
 #include "tuning_cost.h"
 #include "tuning_hopper.h"
 #include "tuning_mma.h"
-#include "tuning_short.h"
 #include "tuning_skinny.h"
 
 namespace jax_nm {
@@ -132,9 +131,6 @@ Config BaseConfig(const KernelInfo& kernel, int32_t element_bytes) {
     case KernelId::kSpmmTHopper64HiLo:
     case KernelId::kSpmmTHopper32HiLo:
     case KernelId::kSpmmTHopper16HiLo:
-    case KernelId::kSpmmShort128x256:
-    case KernelId::kSpmmShort64x512:
-    case KernelId::kSpmmShort64x256:
       break;
   }
   return Config{};
@@ -200,25 +196,17 @@ int64_t ResultElements(const Problem& p) {
   return p.batch * per_batch;
 }
 
-bool IsPersistent(KernelId kernel) { return IsHopper(kernel) || IsShort(kernel); }
-
-// Kernels of which there is machine code for sm_90a alone.
-bool NeedsHopper(KernelId kernel) { return IsPersistent(kernel) || IsSkinnyBulk(kernel); }
-
 // What rules a kernel out whatever its configuration, or kChosen.
 Verdict CheckKernel(const Problem& p, const Device& device, const KernelInfo& kernel) {
   if (device.arch == 0) return Verdict::kArch;
   if (p.dtype == DType::kFloat64 || p.result_dtype == DType::kFloat64) return Verdict::kDtype;
   if (std::max({p.rows, p.depth, p.cols, p.kept}) > kMaxDimension) return Verdict::kTooLarge;
-  if (NeedsHopper(kernel.id) && !device.wgmma) return Verdict::kWgmma;
+  if ((IsHopper(kernel.id) || IsSkinnyBulk(kernel.id)) && !device.wgmma) return Verdict::kWgmma;
   if (IsHopper(kernel.id)) {
     return HopperReason(p, kernel.id).empty() ? Verdict::kChosen : Verdict::kHopper;
   }
   if (IsMma(kernel.id)) {
     return MmaReason(p, kernel.id).empty() ? Verdict::kChosen : Verdict::kMma;
-  }
-  if (IsShort(kernel.id)) {
-    return ShortReason(p, kernel.id).empty() ? Verdict::kChosen : Verdict::kShort;
   }
   if (IsSkinny(kernel.id)) {
     return SkinnyReason(p, kernel.id).empty() ? Verdict::kChosen : Verdict::kSkinny;
@@ -239,11 +227,6 @@ Candidate BestOf(const Problem& p, const Device& device, const KernelInfo& kerne
   if (IsHopper(kernel.id)) {
     best.config = HopperConfig(p, kernel.id, device);
     best.cycles = HopperCycles(p, device, best.config);
-    return best;
-  }
-  if (IsShort(kernel.id)) {
-    best.config = ShortConfig(p, kernel.id, device);
-    best.cycles = ShortCycles(p, device, best.config);
     return best;
   }
   if (IsSkinny(kernel.id)) return BestSkinny(p, device, kernel, workspace_bytes);
@@ -288,7 +271,7 @@ constexpr double kTensorCoreDoubt = 2.0;
 // read x row-major, and of those for the tensor cores of a warp.
 double Rank(const Candidate& candidate) {
   const KernelId id = candidate.kernel->id;
-  const bool doubted = IsHopper(id) || IsMma(id) || IsShort(id) || IsSkinny(id);
+  const bool doubted = IsHopper(id) || IsMma(id) || IsSkinny(id);
   return doubted ? candidate.cycles / kTensorCoreDoubt : candidate.cycles;
 }
 
@@ -382,7 +365,7 @@ std::string Reason(const Problem& p, const Choice& choice, const Candidate& cand
       const int64_t blocks = p.batch * tiles.outer * tiles.inner * shares;
       return (p.kernel != 0 ? "asked for; " : "the fastest by estimate, ") +
              Cycles(candidate.cycles) + ": " + std::to_string(blocks) +
-             (IsPersistent(c.kernel)
+             (IsHopper(c.kernel)
                   ? " tiles, walked by " + std::to_string(c.blocks) + " blocks" + Sharing(c)
                   : std::string(" blocks")) +
              (IsSkinny(c.kernel) && c.cluster > 1
@@ -426,8 +409,6 @@ std::string Reason(const Problem& p, const Choice& choice, const Candidate& cand
       return HopperReason(p, candidate.kernel->id);
     case Verdict::kMma:
       return MmaReason(p, candidate.kernel->id);
-    case Verdict::kShort:
-      return ShortReason(p, candidate.kernel->id);
     case Verdict::kSkinny:
       return SkinnyReason(p, candidate.kernel->id);
   }

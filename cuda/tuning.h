@@ -56,7 +56,6 @@ enum class Verdict {
   kWgmma,          // the device has no wgmma, or the build no code for it
   kHopper,         // what the Hopper kernels need of a problem, see HopperReason
   kMma,            // the same of those for the tensor cores of a warp, see MmaReason
-  kShort,          // the same of those for short vectors, see ShortReason
   kSkinny,         // what the skinny kernels need of a problem, see SkinnyReason
 };
 

@@ -121,8 +121,13 @@ Config BlocksOf(const Problem& p, const Shape& s) {
   return c;
 }
 
-// What L2 takes from memory of a row of tiles and of a column of them.
+// The tiles in flight walk over the reduction in step, so what L2 takes from memory is one panel of
+// x per row of tiles and one of the other operand per column of them. At 8192^3, 4:32, bands of 8
+// columns of 256 x 128 tiles read 71 MB of x in each wave of 17 us, the chosen bands of 32 read 21
+// MB: 0.273 and 0.261 ms on an H200.
 int32_t RasterCols(const Problem& p, const Shape& s, const TileCounts& tiles, int32_t num_sms) {
+  const int64_t n = tiles.outer, cols = tiles.inner;
+  const int64_t in_flight = std::min<int64_t>(num_sms, n * cols);
   double n_bytes = 0.0, col_bytes = 0.0;
   switch (p.op) {
     case Op::kSpmm:
@@ -139,7 +144,16 @@ int32_t RasterCols(const Problem& p, const Shape& s, const TileCounts& tiles, in
       col_bytes = 2.0 * s.block_cols * p.rows;
       break;
   }
-  return HopperRasterCols(tiles, n_bytes, col_bytes, num_sms);
+  int64_t best = 0;
+  double best_bytes = 0.0;
+  for (int64_t c = std::max<int64_t>(1, in_flight / n); c <= std::min(cols, in_flight); ++c) {
+    const double bytes = std::min(n, CeilDiv64(in_flight, c)) * n_bytes + c * col_bytes;
+    if (best == 0 || bytes < best_bytes) {
+      best = c;
+      best_bytes = bytes;
+    }
+  }
+  return static_cast<int32_t>(CeilDiv64(cols, CeilDiv64(cols, best)));
 }
 
 int64_t TilesOfLaunch(const Problem& p, const Config& c) {
@@ -211,44 +225,6 @@ double ValuesBytes(const Problem& p) { return 2.0 * p.batch * p.kept * p.cols; }
 
 }  // namespace
 
-// At 8192^3, 4:32, bands of 8 columns of 256 x 128 tiles read 71 MB of x in each wave of 17 us, the
-// chosen bands of 32 read 21 MB: 0.273 and 0.261 ms on an H200.
-int32_t HopperRasterCols(const TileCounts& tiles, double n_bytes, double col_bytes,
-                         int32_t num_sms) {
-  const int64_t n = tiles.outer, cols = tiles.inner;
-  const int64_t in_flight = std::min<int64_t>(num_sms, n * cols);
-  int64_t best = 0;
-  double best_bytes = 0.0;
-  for (int64_t c = std::max<int64_t>(1, in_flight / n); c <= std::min(cols, in_flight); ++c) {
-    const double bytes = std::min(n, CeilDiv64(in_flight, c)) * n_bytes + c * col_bytes;
-    if (best == 0 || bytes < best_bytes) {
-      best = c;
-      best_bytes = bytes;
-    }
-  }
-  return static_cast<int32_t>(CeilDiv64(cols, CeilDiv64(cols, best)));
-}
-
-std::string HopperOperandsReason(const Problem& p) {
-  if (p.dtype != DType::kBFloat16 && p.dtype != DType::kFloat16) {
-    return "needs bfloat16 or float16 operands";
-  }
-  if (p.x_layout != Layout::kFeatureMajor) return "needs a feature-major x, got a row-major one";
-  if (p.batch == 0 || p.rows == 0 || p.cols == 0 || p.depth == 0) {
-    return "needs something to multiply, got an empty operand";
-  }
-  if (p.rows % 8 != 0) return MultipleOf8("rows", p.rows);
-  if (p.op != Op::kSddmm && p.values_cols % 8 != 0) {
-    return MultipleOf8("the length of a row of values", p.values_cols);
-  }
-  if (std::max({p.rows, p.depth, p.cols, p.kept, p.batch}) > kMaxDimension ||
-      p.depth * p.rows / 8 >= int64_t{kHopperNoLine} || p.kept * p.values_cols * 2 >= kMaxStride ||
-      std::max(p.rows, p.kept) * p.cols * 4 >= kMaxStride) {
-    return "needs dimensions that tensor maps and 32-bit offsets hold";
-  }
-  return "";
-}
-
 bool IsHopper(KernelId kernel) { return FindShape(kernel) != nullptr; }
 
 std::string HopperReason(const Problem& p, KernelId kernel) {
@@ -256,14 +232,23 @@ std::string HopperReason(const Problem& p, KernelId kernel) {
   const bool one_part = p.op == Op::kSpmmT && s.parts == 1;
   if (one_part && p.dtype != DType::kBFloat16) return "needs bfloat16 operands";
   if (one_part && !p.allow_tf32) return "rounds partial sums to bfloat16, which HIGHEST rules out";
+  if (p.dtype != DType::kBFloat16 && p.dtype != DType::kFloat16) {
+    return "needs bfloat16 or float16 operands";
+  }
   if (p.op == Op::kSpmmT) {
     const std::string reason = PatternReason(p, s);
     if (!reason.empty()) return reason;
   }
-  const std::string reason = HopperOperandsReason(p);
-  if (!reason.empty()) return reason;
+  if (p.x_layout != Layout::kFeatureMajor) return "needs a feature-major x, got a row-major one";
+  if (p.batch == 0 || p.rows == 0 || p.cols == 0 || p.depth == 0) {
+    return "needs something to multiply, got an empty operand";
+  }
+  if (p.rows % 8 != 0) return MultipleOf8("rows", p.rows);
   if (p.op != Op::kSpmm && p.y_layout != Layout::kFeatureMajor) {
     return "needs a feature-major dy, got a row-major one";
+  }
+  if (p.op != Op::kSddmm && p.values_cols % 8 != 0) {
+    return MultipleOf8("the length of a row of values", p.values_cols);
   }
   const bool row_major_result =
       p.op == Op::kSddmm || (p.op == Op::kSpmm && p.y_layout == Layout::kRowMajor);
@@ -274,6 +259,11 @@ std::string HopperReason(const Problem& p, KernelId kernel) {
   if (p.vector_length % s.group_cols != 0 && p.vector_length < p.cols) {
     return "needs a vector_length that is a multiple of " + std::to_string(s.group_cols) +
            " or spans all columns, got " + std::to_string(p.vector_length);
+  }
+  if (std::max({p.rows, p.depth, p.cols, p.kept, p.batch}) > kMaxDimension ||
+      p.depth * p.rows / 8 >= int64_t{kHopperNoLine} || p.kept * p.values_cols * 2 >= kMaxStride ||
+      std::max(p.rows, p.kept) * p.cols * 4 >= kMaxStride) {
+    return "needs dimensions that tensor maps and 32-bit offsets hold";
   }
   if (TilesOfLaunch(p, BlocksOf(p, s)) > kMaxTiles) {
     return "needs at most " + std::to_string(kMaxTiles) + " tiles";

@@ -16,15 +16,6 @@ bool IsHopper(KernelId kernel);
 // operands must also be aligned to 16 bytes, as XLA's buffers are.
 std::string HopperReason(const Problem& p, KernelId kernel);
 
-// The part of it that does not depend on the kernel.
-std::string HopperOperandsReason(const Problem& p);
-
-// How many column tiles are walked before the next row of tiles. The tiles in flight walk over the
-// reduction in step, so what L2 takes from memory is one panel of the operand of rows, `n_bytes`,
-// per row of tiles, and one of the other operand, `col_bytes`, per column of them.
-int32_t HopperRasterCols(const TileCounts& tiles, double n_bytes, double col_bytes,
-                         int32_t num_sms);
-
 // The fastest way to launch a kernel for a problem that it computes, and the estimated cycles of a
 // launch, to be compared with those of the other kernels.
 Config HopperConfig(const Problem& p, KernelId kernel, const Device& device);

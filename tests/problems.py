@@ -162,22 +162,6 @@ _SKINNY = [
     _problem("skinny_short", 17, 40, 33, "2:8:64"),
     _problem("skinny_batched", 13, 264, 136, "12:16:32", batch=(3,)),
 ]
-
-# What the kernels for short vectors take: rows that are a multiple of 8, a vector
-# length that is one of 8. Tiles are 64 or 128 by 256 or 512, a stage is whole windows
-# of at most 256 features, of which the slots are rounded up to 16.
-_SHORT = [
-    _problem("short_32", 136, 520, 600, "8:32:32"),
-    _problem("short_16", 72, 200, 520, "12:32:16"),
-    _problem("short_8", 200, 330, 280, "4:32:8"),
-    _problem("short_24", 72, 131, 391, "5:9:24"),
-    _problem("short_odd_windows", 136, 1000, 264, "3:7:32"),
-    _problem("short_wide_windows", 72, 1100, 264, "17:256:40"),
-    _problem("short_all_kept", 72, 300, 264, "16:16:32"),
-    _problem("short_batched", 72, 451, 136, "12:16:32", batch=(3,)),
-    _problem("short_many_steps", 136, 6000, 520, "16:32:32"),
-    _problem("short_many_tiles", 264, 72, 776, "8:32:16", batch=(45,)),
-]
 _HOPPER_ROUNDS = _problem("hopper_shared_last", 136, 4096, 17000, "8:32:128")
 
 
@@ -198,8 +182,6 @@ PROBLEMS: list[Problem] = [
     *(dataclasses.replace(p, dtype="bfloat16") for p in _HOPPER),
     *(dataclasses.replace(p, dtype="float16") for p in _HOPPER),
     dataclasses.replace(_HOPPER_ROUNDS, dtype="bfloat16"),
-    *(dataclasses.replace(p, dtype="bfloat16") for p in _SHORT),
-    *(dataclasses.replace(p, dtype="float16") for p in _SHORT),
     *_SKINNY,
     *(dataclasses.replace(p, dtype="bfloat16") for p in _SKINNY),
     *(dataclasses.replace(p, dtype="float16") for p in _SKINNY),

@@ -54,8 +54,6 @@ LONG = [
         "hopper_many_tiles",
         "hopper_shared_tiles",
         "hopper_shared_last",
-        "short_many_tiles",
-        "short_many_steps",
         "skinny_deep",
         "skinny_rows_64",
         "skinny_long",
@@ -425,7 +423,7 @@ def test_a_thousand_launches_are_bit_equal(cuda, problem, op):
     ringed = {
         kernel
         for name, kernel in _tuning.kernels().items()
-        if any(family in name for family in ("hopper", "mma", "short", "skinny"))
+        if any(family in name for family in ("hopper", "mma", "skinny"))
     }
     for kernel in ringed & set(cuda_kernels(op, problem)):
         spec = problem.spec(kernel=kernel)

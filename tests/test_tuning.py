@@ -57,7 +57,6 @@ SKINNY = {k: v for k, v in _tuning.kernels().items() if "skinny" in k}
 BULK = {k: v for k, v in SKINNY.items() if "bulk" in k}  # of these those for Hopper
 HOPPER = {k: v for k, v in _tuning.kernels().items() if "hopper" in k}
 MMA = {k: v for k, v in _tuning.kernels().items() if "mma" in k}
-SHORT = {k: v for k, v in _tuning.kernels().items() if "short" in k}
 # What each kernel of spmm_t keeps of a window of 32.
 SCATTER_KEPT = {
     "spmm_t_hopper_128": 16,
@@ -164,9 +163,7 @@ def test_forced_kernels_are_honoured(name, kernel, arch):
     if name in HOPPER:
         n = SCATTER_KEPT.get(name, 8)
         spec |= dict(dtype="bfloat16", pattern=(n, 32, 256), allow_tf32=True)
-    if name in SHORT:
-        spec |= dict(dtype="bfloat16")
-    if name in {**HOPPER, **BULK, **SHORT} and arch != 90:
+    if (name in HOPPER or name in BULK) and arch != 90:
         with pytest.raises(ValueError, match=rf"capability 9\.0 .* got sm_{arch}"):
             _tuning.choose(**problem(op, **spec))
     else:
@@ -322,8 +319,7 @@ def test_every_kernel_of_spmm_takes_a_fused_product():
     for name, kernel in _tuning.kernels().items():
         if name.startswith(("spmm_t_", "sddmm_")):
             continue
-        few = name in SKINNY
-        make = half if name in {**HOPPER, **SHORT} else few_rows if few else problem
+        make = half if name in HOPPER else few_rows if name in SKINNY else problem
         spec = make(
             kernel=kernel, activation="gelu", has_bias=True, allow_tf32=name in MMA
         )
@@ -459,17 +455,9 @@ def test_the_choice_for_few_rows_and_its_time_are_those_measured(
 ):
     # On an H200 in bfloat16 at depth 8192, L = 32, the kernel alone.
     spec = few_rows(rows=rows, cols=cols, depth=8192, pattern=(n, 32, 32))
-    spec["x_feature_major"] = fm
-    if fm:  # beside kernels for many rows
-        fastest = min(
-            _tuning.choose(**spec | {"kernel": kernel})["predicted_us"]
-            for kernel in BULK.values()
-        )
-    else:
-        choice = _tuning.choose(**spec)
-        assert (choice["kernel"] in BULK) == bulk
-        fastest = choice["predicted_us"]
-    assert fastest == pytest.approx(microseconds, rel=0.2)
+    choice = _tuning.choose(**spec | {"x_feature_major": fm})
+    assert (choice["kernel"] in BULK) == bulk
+    assert choice["predicted_us"] == pytest.approx(microseconds, rel=0.2)
 
 
 def test_a_long_reduction_fills_the_stages_of_a_ring_again():
@@ -823,13 +811,11 @@ def test_vectors_of_whole_eights_run_on_tensor_cores(arch, dtypes, length):
     )
     choice = _tuning.choose(**spec)
     half = dtypes[0] != "float32"
-    hopper = arch == 90 and half
-    wgmma = hopper and length % 64 == 0
-    family = HOPPER if wgmma else SHORT if hopper else MMA
-    assert choice["kernel"] in family, choice
+    wgmma = arch == 90 and half and length % 64 == 0
+    assert choice["kernel"] in (HOPPER if wgmma else MMA), choice
     if not wgmma:
         config = choice["config"]
-        widest = 32 if config["block_cols"] in (64, 256) else 64
+        widest = 32 if config["block_cols"] == 64 else 64
         assert config["group_cols"] == max(
             g for g in (8, 16, 32, 64) if length % g == 0 and g <= widest
         )
@@ -880,81 +866,10 @@ def test_padded_values_reach_the_tensor_cores_of_a_warp():
 def test_the_choice_and_its_time_are_those_measured(
     dtype, pattern, kernel, microseconds
 ):
-    # On an H200 at 4096^3, the kernel alone. In bfloat16 those for short vectors are
-    # chosen, and this is the fastest of the others.
-    spec = problem(dtype=dtype, pattern=pattern, allow_tf32=True)
-    family = [_tuning.choose(**spec | {"kernel": k}) for k in MMA.values()]
-    choice = min(family, key=lambda c: c["predicted_us"])
+    # On an H200 at 4096^3, the kernel alone.
+    choice = _tuning.choose(**problem(dtype=dtype, pattern=pattern, allow_tf32=True))
     assert choice["kernel"] == kernel
-    chosen = _tuning.choose(**spec)["kernel"]
-    assert chosen in SHORT if dtype == "bfloat16" else chosen == kernel
     assert choice["predicted_us"] == pytest.approx(microseconds, rel=0.15)
-
-
-# Short vectors on Hopper.
-
-
-def short(**options):
-    return half(**{"pattern": (8, 32, 32)} | options)
-
-
-@pytest.mark.parametrize("dtypes", HALF, ids=str)
-@pytest.mark.parametrize("length", (8, 16, 24, 32, 40, 48, 96, 2**31 - 1))
-def test_launches_for_short_vectors_fit_the_card(dtypes, length):
-    patterns = ((16, 32), (4, 32), (3, 7), (1, 1), (17, 256), (64, 256), (5, 5))
-    for (n, m), rows, depth, cols, batch, y_fm in itertools.product(
-        patterns, (8, 520), (1, 40, 4096), (8, 392, 4096), (1, 3), (False, True)
-    ):
-        spec = problem(
-            "spmm",
-            *dtypes,
-            batch=batch,
-            rows=rows,
-            depth=depth,
-            cols=cols,
-            pattern=(n, m, length),
-            y_feature_major=y_fm,
-        )
-        for kernel in SHORT.values():
-            config = _tuning.choose(**spec | {"kernel": kernel})["config"]
-            tiles = batch * -(-rows // config["block_rows"])
-            tiles *= -(-cols // config["block_cols"])
-            assert config["blocks"] == min(tiles, NUM_SMS[90]), spec
-            assert config["shared_bytes"] <= SHARED_BYTES[90], spec
-            assert 2 <= config["stages"] <= 8, spec
-            assert config["block_kept"] == config["block_windows"] * n, spec
-            # A box of a tensor map has at most 256 lines.
-            assert config["block_windows"] * m <= 256, spec
-            # The columns that share a gathered row lie in one group.
-            assert length >= cols or length % config["group_cols"] == 0, spec
-
-
-@pytest.mark.parametrize(
-    "change, reason",
-    (
-        (dict(dtype="float32"), "needs bfloat16 or float16 operands"),
-        (dict(arch=80), "needs a device of compute capability 9.0 .* got sm_80"),
-        (dict(x_feature_major=False), "needs a feature-major x"),
-        (dict(rows=4097), "needs rows to be a multiple of 8, .* got 4097"),
-        (dict(cols=4100), "needs the length of a row of values to be a multiple of 8"),
-        (dict(pattern=(8, 32, 12)), "needs a vector_length that is a multiple of 8 or"),
-        (dict(pattern=(256, 256, 32)), "needs shared memory for 2 stages of a window"),
-        (dict(depth=0), "needs something to multiply"),
-        (dict(rows=1 << 29, depth=1 << 29), "needs dimensions that tensor maps"),
-    ),
-    ids=str,
-)
-def test_what_the_kernels_for_short_vectors_do_not_take(change, reason):
-    name = "spmm_short_128x256"
-    choice = _tuning.choose(**short(**change))
-    assert re.match(reason, dict(choice["rejected"])[name]), choice
-    with pytest.raises(ValueError, match=reason):
-        _tuning.choose(**short(**change, kernel=SHORT[name]))
-
-
-def test_a_row_major_result_of_short_vectors_may_have_any_width():
-    spec = short(cols=4099, padded_values=True, y_feature_major=False)
-    assert _tuning.choose(**spec)["kernel"] in SHORT
 
 
 # Dense or sparse, for the forward product.
