@@ -70,8 +70,6 @@ enum class KernelId : int32_t {
   kSddmmHopper64x128 = 84,
   kSddmmHopper128x64x2 = 86,
   kSddmmHopper64x64x2 = 87,
-  kSpmmTHopper32Wide = 88,
-  kSpmmTHopper16Wide = 89,
 };
 
 struct Config {

@@ -136,39 +136,29 @@ using HopperSddmm64x64x2 = HopperTile<Op::kSddmm, KernelId::kSddmmHopper64x64x2,
 //
 // With two parts a block of features may also have fewer slots of the weight than 16: behind them
 // lie slots of the next block, which the one-hot matrix leaves out.
-//
-// What enters a multiprocessor sets the pace: 128 rows of dy and kSlots of the values in each step.
-// Where the slots are few, kWide consumers next to each other, 64 rows by 512 features, need less:
-// at 4:32 16 KB instead of 20.
-template <KernelId kId_, int32_t kSlots_, int32_t kParts_, bool kWide_ = false>
+template <KernelId kId_, int32_t kSlots_, int32_t kParts_>
 struct HopperScatterTile {
   static constexpr KernelId kId = kId_;
-  static constexpr bool kWide = kWide_;
-  static constexpr int32_t kRowConsumers = kWide ? 1 : kHopperConsumers;
-  static constexpr int32_t kFeatureConsumers = kHopperConsumers / kRowConsumers;
-  static constexpr int32_t kConsumerFeatures = 256;
-  static constexpr int32_t kBlockRows = 64 * kRowConsumers;
-  static constexpr int32_t kBlockFeatures = kConsumerFeatures * kFeatureConsumers;
-  static constexpr int32_t kSlots = kSlots_;  // of a consumer
-  static constexpr int32_t kBlockSlots = kSlots * kFeatureConsumers;
+  static constexpr int32_t kBlockRows = 64 * kHopperConsumers;
+  static constexpr int32_t kBlockFeatures = 256;
+  static constexpr int32_t kSlots = kSlots_;
   static constexpr int32_t kParts = kParts_;
   static constexpr bool kFullBlocks = kParts == 1;  // each holds 16 slots of the weight
   static constexpr int32_t kStepCols = kHopperLineElements;
 
-  // Lines of dy are 64 rows of a column, lines of the values 64 columns of a slot; a slab of either
-  // is what a consumer reads.
+  // Lines of dy are 64 rows of a column, a slab for each consumer; lines of the values 64 columns
+  // of a slot.
   static constexpr int32_t kDySlabBytes = kStepCols * kHopperLineBytes;
-  static constexpr int32_t kXBytes = kRowConsumers * kDySlabBytes;
-  static constexpr int32_t kValuesSlabBytes = kSlots * kHopperLineBytes;
-  static constexpr int32_t kStageBytes = kXBytes + kFeatureConsumers * kValuesSlabBytes;
+  static constexpr int32_t kXBytes = kHopperConsumers * kDySlabBytes;
+  static constexpr int32_t kValuesBytes = kSlots * kHopperLineBytes;
+  static constexpr int32_t kStageBytes = kXBytes + kValuesBytes;
 
   // Two one-hot matrices, so that one is built while the other is read: a line for each slot in
   // each slab of 64 features, or of 32 where a block has no more.
-  static constexpr int32_t kBlocks = kSlots / kHopperBlockSlots;     // of a consumer
-  static constexpr int32_t kFeatures = kConsumerFeatures / kBlocks;  // of a block
+  static constexpr int32_t kBlocks = kSlots / kHopperBlockSlots;
+  static constexpr int32_t kFeatures = kBlockFeatures / kBlocks;  // of a block
   static constexpr int32_t kOneHotBlockBytes = 16 * kFeatures * 2;
-  static constexpr int32_t kOneHotSlabBytes = kBlocks * kOneHotBlockBytes;
-  static constexpr int32_t kOneHotBytes = kFeatureConsumers * kOneHotSlabBytes;
+  static constexpr int32_t kOneHotBytes = kBlocks * kOneHotBlockBytes;
   static constexpr int32_t kOneHots = 2;
 
   static constexpr int32_t kOneHotOffset = kHopperConsumers * 2 * kHopperStagingBytes;
@@ -184,8 +174,7 @@ struct HopperScatterTile {
   static_assert(128 * kProducerRegisters + 256 * kConsumerRegisters <= kHopperThreads * 168,
                 "the launch has 168 registers for each of 384 threads");
   static_assert(kFeatures == 32 || kFeatures % 64 == 0, "these lines of one-hots are laid out");
-  static_assert(kOneHotSlabBytes % 1024 == 0 && kValuesSlabBytes % 1024 == 0 &&
-                    kRingOffset % 1024 == 0,
+  static_assert(kOneHotBytes % 1024 == 0 && kValuesBytes % 1024 == 0 && kRingOffset % 1024 == 0,
                 "operands begin at whole swizzle patterns");
   static_assert(kStages >= 4, "the copies of a step have three steps' time");
 };
@@ -194,8 +183,6 @@ using HopperScatter128 = HopperScatterTile<KernelId::kSpmmTHopper128, 128, 1>;
 using HopperScatter64 = HopperScatterTile<KernelId::kSpmmTHopper64, 64, 1>;
 using HopperScatter32 = HopperScatterTile<KernelId::kSpmmTHopper32, 32, 1>;
 using HopperScatter16 = HopperScatterTile<KernelId::kSpmmTHopper16, 16, 1>;
-using HopperScatter32Wide = HopperScatterTile<KernelId::kSpmmTHopper32Wide, 32, 1, true>;
-using HopperScatter16Wide = HopperScatterTile<KernelId::kSpmmTHopper16Wide, 16, 1, true>;
 using HopperScatter128HiLo = HopperScatterTile<KernelId::kSpmmTHopper128HiLo, 128, 2>;
 using HopperScatter64HiLo = HopperScatterTile<KernelId::kSpmmTHopper64HiLo, 64, 2>;
 using HopperScatter32HiLo = HopperScatterTile<KernelId::kSpmmTHopper32HiLo, 32, 2>;

@@ -19,8 +19,6 @@ class HopperScatterConsumer {
         maps_(maps),
         shared_(shared),
         consumer_(consumer),
-        row_slab_(Tile::kWide ? 0 : consumer),
-        feature_slab_(Tile::kWide ? consumer : 0),
         warp_(threadIdx.x / 32 % kWarpgroupWarps),
         lane_(threadIdx.x % 32) {}
 
@@ -69,7 +67,7 @@ class HopperScatterConsumer {
   // for want of registers.
   static constexpr int32_t kRoundSums = kHopperLineBytes / static_cast<int32_t>(sizeof(Out)) / 2;
   using Staging = HopperStaging<Out, kRoundSums>;
-  static constexpr int32_t kRounds = Tile::kConsumerFeatures / Staging::kLine;
+  static constexpr int32_t kRounds = Tile::kBlockFeatures / Staging::kLine;
 
   __device__ __forceinline__ bool IsLeader() const { return threadIdx.x % kWarpgroupThreads == 0; }
 
@@ -78,8 +76,8 @@ class HopperScatterConsumer {
     ptx::BarrierWait(shared_.Full(ring_.stage), ring_.parity);
     if constexpr (kFreesEarly) Release(ring_.stage);
     TestDelay();
-    const uint32_t dy = shared_.X(ring_.stage) + row_slab_ * Tile::kDySlabBytes;
-    const uint32_t values = shared_.Second(ring_.stage) + feature_slab_ * Tile::kValuesSlabBytes;
+    const uint32_t dy = shared_.X(ring_.stage) + consumer_ * Tile::kDySlabBytes;
+    const uint32_t values = shared_.Second(ring_.stage);
     ptx::WgmmaFence();
 #pragma unroll
     for (int32_t k = 0; k < Tile::kStepCols / kKPerWgmma; ++k) {
@@ -87,7 +85,7 @@ class HopperScatterConsumer {
       constexpr ptx::OperandTag<T, ptx::MAndKMajor> kOperands;
       const uint64_t a =
           ptx::Descriptor(dy + k * kKPerWgmma * kHopperLineBytes, Tile::kDySlabBytes);
-      const uint64_t b = ptx::Descriptor(values + k * kKPerWgmma * 2, Tile::kValuesSlabBytes);
+      const uint64_t b = ptx::Descriptor(values + k * kKPerWgmma * 2, Tile::kValuesBytes);
       if (kFirst && k == 0) {
         // Not an accumulation that is switched off: the compiler would keep what it does not read.
         ptx::WgmmaFirst(kOperands, partial, a, b);
@@ -138,9 +136,7 @@ class HopperScatterConsumer {
     for (int32_t part = 0; part < kParts; ++part) {
 #pragma unroll
       for (int32_t block = 0; block < kBlocks; ++block) {
-        const uint32_t one_hot = shared_.OneHot(one_hots_.stage) +
-                                 feature_slab_ * Tile::kOneHotSlabBytes +
-                                 block * Tile::kOneHotBlockBytes;
+        const uint32_t one_hot = shared_.OneHot(one_hots_.stage) + block * Tile::kOneHotBlockBytes;
         ptx::WgmmaRegisters(ptx::OperandTag<__nv_bfloat16, ptx::MnMajor>{}, sums[block],
                             rounded[part][block], OneHotDescriptor(one_hot),
                             part > 0 || accumulate);
@@ -168,7 +164,7 @@ class HopperScatterConsumer {
   // dx lies feature-major: rows are contiguous.
   __device__ __forceinline__ void Store(const float (&sums)[kBlocks][kBlockSums],
                                         const HopperCoordinates& at) {
-    const int32_t row = at.n_tile * Tile::kBlockRows + row_slab_ * 64;
+    const int32_t row = at.n_tile * Tile::kBlockRows + consumer_ * 64;
 #pragma unroll
     for (int32_t round = 0; round < kRounds; ++round) {
       float in_round[kRoundSums];
@@ -186,8 +182,7 @@ class HopperScatterConsumer {
       ptx::FenceProxyAsync();
       Sync();
       if (IsLeader()) {
-        const int32_t feature = at.col_tile * Tile::kBlockFeatures +
-                                feature_slab_ * Tile::kConsumerFeatures + round * Staging::kLine;
+        const int32_t feature = at.col_tile * Tile::kBlockFeatures + round * Staging::kLine;
 #pragma unroll
         for (int32_t slab = 0; slab < Staging::kRowMajorSlabs; ++slab) {
           ptx::StoreBox(&maps_.result, staging + slab * Staging::kLine * kHopperLineBytes,
@@ -207,8 +202,6 @@ class HopperScatterConsumer {
   const HopperMaps& maps_;
   const HopperShared<Tile> shared_;
   const int32_t consumer_;
-  const int32_t row_slab_;
-  const int32_t feature_slab_;
   const int32_t warp_;
   const int32_t lane_;
   RingPosition<Tile::kStages> ring_;

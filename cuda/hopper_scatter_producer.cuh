@@ -47,7 +47,7 @@ class HopperScatterProducer {
           const int32_t col = step * Tile::kStepCols;
           ptx::BarrierArriveExpect(full, Tile::kStageBytes);
 #pragma unroll
-          for (int32_t slab = 0; slab < Tile::kRowConsumers; ++slab) {
+          for (int32_t slab = 0; slab < kHopperConsumers; ++slab) {
             ptx::LoadBox(shared_.X(ring.stage) + slab * Tile::kDySlabBytes, &maps_.first, full,
                          at.n_tile * Tile::kBlockRows + slab * 64, col, at.batch);
           }
@@ -85,8 +85,7 @@ class HopperScatterProducer {
 
  private:
   // Of a lane: slots `lane_`, `lane_` + 32, ... of the tile.
-  static constexpr int32_t kOwned = (Tile::kBlockSlots + 31) / 32;
-  static constexpr int32_t kBlocks = Tile::kBlockSlots / kHopperBlockSlots;
+  static constexpr int32_t kOwned = (Tile::kSlots + 31) / 32;
   static constexpr uint32_t kNothing = UINT32_MAX;
 
   __device__ __forceinline__ int32_t BlockSlots() const {
@@ -95,7 +94,7 @@ class HopperScatterProducer {
 
   // Of the weight, that a tile holds.
   __device__ __forceinline__ int32_t FirstSlot(const HopperCoordinates& at) const {
-    return at.col_tile * (kBlocks * BlockSlots());
+    return at.col_tile * (Tile::kBlocks * BlockSlots());
   }
 
   // All slots of a tile, or 16 for each of its blocks.
@@ -107,7 +106,7 @@ class HopperScatterProducer {
       return;
     }
 #pragma unroll
-    for (int32_t block = 0; block < kBlocks; ++block) {
+    for (int32_t block = 0; block < Tile::kBlocks; ++block) {
       ptx::LoadBox(to + block * kHopperBlockSlots * kHopperLineBytes, &maps_.second, full, col,
                    first_slot + block * BlockSlots(), at.batch);
     }
@@ -131,7 +130,7 @@ class HopperScatterProducer {
 #pragma unroll
     for (int32_t i = 0; i < kOwned; ++i) {
       const int32_t ahead = i * 2 * BlockSlots();
-      const bool is_slot = lane_ + i * 32 < Tile::kBlockSlots && lane_ % 16 < BlockSlots() &&
+      const bool is_slot = lane_ + i * 32 < Tile::kSlots && lane_ % 16 < BlockSlots() &&
                            first_slot + ahead < args_.valid_kept;
       index.of[i] = is_slot ? uint32_t{__ldg(indices + ahead)} : kNothing;
     }

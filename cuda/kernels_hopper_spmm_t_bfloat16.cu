@@ -6,9 +6,8 @@ namespace {
 template <class Out>
 KernelTable Table() {
   return HopperScatterTable<__nv_bfloat16, Out, HopperScatter128, HopperScatter64, HopperScatter32,
-                            HopperScatter16, HopperScatter32Wide, HopperScatter16Wide,
-                            HopperScatter128HiLo, HopperScatter64HiLo, HopperScatter32HiLo,
-                            HopperScatter16HiLo>();
+                            HopperScatter16, HopperScatter128HiLo, HopperScatter64HiLo,
+                            HopperScatter32HiLo, HopperScatter16HiLo>();
 }
 
 }  // namespace

@@ -125,8 +125,6 @@ Config BaseConfig(const KernelInfo& kernel, int32_t element_bytes) {
     case KernelId::kSpmmTHopper64:
     case KernelId::kSpmmTHopper32:
     case KernelId::kSpmmTHopper16:
-    case KernelId::kSpmmTHopper32Wide:
-    case KernelId::kSpmmTHopper16Wide:
     case KernelId::kSpmmTHopper128HiLo:
     case KernelId::kSpmmTHopper64HiLo:
     case KernelId::kSpmmTHopper32HiLo:

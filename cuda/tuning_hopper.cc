@@ -47,22 +47,20 @@ constexpr Shape MakeShape(double step_cycles, double tile_cycles) {
 
 // Cycles of an H200 at 4096^3, L = 128 and 256, with one part; those of the smallest tile, and that
 // a second part costs as much as the first, are guesses. Products alone as a microbenchmark of
-// wgmma took them. Those of wide tiles are estimates: what enters a multiprocessor, at 58 bytes a
-// cycle, and a little more.
+// wgmma took them.
 struct ScatterCycles {
   double step;
   double group;
   double products;
 };
 constexpr ScatterCycles kScatter128{560.0, 300.0, 512.0}, kScatter64{390.0, 170.0, 256.0},
-    kScatter32{380.0, 60.0, 210.0}, kScatter16{370.0, 60.0, 180.0},
-    kScatter32Wide{300.0, 80.0, 210.0}, kScatter16Wide{220.0, 80.0, 180.0};
+    kScatter32{380.0, 60.0, 210.0}, kScatter16{370.0, 60.0, 180.0};
 
 template <class Tile>
 constexpr Shape MakeScatterShape(const ScatterCycles& cycles) {
-  return {Op::kSpmmT, Tile::kId,         Tile::kBlockRows, Tile::kBlockFeatures, Tile::kStepCols,
-          1,          Tile::kStepCols,   Tile::kStages,    Tile::kSharedBytes,   cycles.step,
-          4000.0,     Tile::kBlockSlots, Tile::kParts,     cycles.group,         cycles.products};
+  return {Op::kSpmmT, Tile::kId,       Tile::kBlockRows, Tile::kBlockFeatures, Tile::kStepCols,
+          1,          Tile::kStepCols, Tile::kStages,    Tile::kSharedBytes,   cycles.step,
+          4000.0,     Tile::kSlots,    Tile::kParts,     cycles.group,         cycles.products};
 }
 
 constexpr Shape kShapes[] = {
@@ -70,8 +68,6 @@ constexpr Shape kShapes[] = {
     MakeScatterShape<HopperScatter64>(kScatter64),
     MakeScatterShape<HopperScatter32>(kScatter32),
     MakeScatterShape<HopperScatter16>(kScatter16),
-    MakeScatterShape<HopperScatter32Wide>(kScatter32Wide),
-    MakeScatterShape<HopperScatter16Wide>(kScatter16Wide),
     MakeScatterShape<HopperScatter128HiLo>(kScatter128),
     MakeScatterShape<HopperScatter64HiLo>(kScatter64),
     MakeScatterShape<HopperScatter32HiLo>(kScatter32),
@@ -181,7 +177,7 @@ std::string PatternReason(const Problem& p, const Shape& s) {
   }
   if (s.parts == 1 && slots != kHopperBlockSlots) {
     return "needs n to divide 16, m to divide 256 and n / m to be " + std::to_string(s.slots) +
-           " / " + std::to_string(s.block_cols) + got;
+           " / 256" + got;
   }
   return "";
 }

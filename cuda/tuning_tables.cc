@@ -53,8 +53,6 @@ const std::vector<KernelInfo>& Kernels() {
       {KernelId::kSpmmTHopper64, "spmm_t_hopper_64", Op::kSpmmT, Staging::kScatter},
       {KernelId::kSpmmTHopper32, "spmm_t_hopper_32", Op::kSpmmT, Staging::kScatter},
       {KernelId::kSpmmTHopper16, "spmm_t_hopper_16", Op::kSpmmT, Staging::kScatter},
-      {KernelId::kSpmmTHopper32Wide, "spmm_t_hopper_32_wide", Op::kSpmmT, Staging::kScatter},
-      {KernelId::kSpmmTHopper16Wide, "spmm_t_hopper_16_wide", Op::kSpmmT, Staging::kScatter},
       {KernelId::kSpmmTHopper128HiLo, "spmm_t_hopper_128_hi_lo", Op::kSpmmT, Staging::kScatter},
       {KernelId::kSpmmTHopper64HiLo, "spmm_t_hopper_64_hi_lo", Op::kSpmmT, Staging::kScatter},
       {KernelId::kSpmmTHopper32HiLo, "spmm_t_hopper_32_hi_lo", Op::kSpmmT, Staging::kScatter},

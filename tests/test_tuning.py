@@ -64,8 +64,7 @@ SCATTER_KEPT = {
     "spmm_t_hopper_32": 4,
     "spmm_t_hopper_16": 2,
 }
-SCATTER_WIDE = {f"{name}_wide": n for name, n in SCATTER_KEPT.items() if n <= 4}
-SCATTER_KEPT |= {f"{name}_hi_lo": n for name, n in SCATTER_KEPT.items()} | SCATTER_WIDE
+SCATTER_KEPT |= {f"{name}_hi_lo": n for name, n in SCATTER_KEPT.items()}
 HALF = tuple(dtypes for dtypes in DTYPES if dtypes[0] != "float32")
 
 
@@ -684,11 +683,9 @@ def test_spmm_t_in_half_precision_runs_on_tensor_cores(
     n, m = pattern
     one = f"spmm_t_hopper_{256 * n // m}"
     two = f"{one}_hi_lo"
-    # Where there are few slots, tiles are 64 rows by 512 features.
-    wide = reason == "estimated at" and f"{one}_wide" in SCATTER_WIDE
     first, second = (one, two) if reason == "estimated at" else (two, one)
-    assert choice["kernel"] == (f"{one}_wide" if wide else first), choice
-    assert choice["config"]["block_windows"] == (512 if wide else 256) // m
+    assert choice["kernel"] == first, choice
+    assert choice["config"]["block_windows"] == 256 // m
     assert re.match(reason, dict(choice["rejected"])[second])
     assert not _tuning.dense_pays(**spec)
     if reason != "estimated at":
