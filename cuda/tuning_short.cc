@@ -116,19 +116,20 @@ std::string ShortReason(const Problem& p) {
   return "";
 }
 
-Config ShortConfig(const Problem& p, const Device& device) {
-  Config best{};
-  double best_cycles = 0.0;
-  for (Config c : StepsThatFit(p)) {
+std::vector<Config> ShortConfigs(const Problem& p, const Device& device) {
+  std::vector<Config> configs = StepsThatFit(p);
+  for (Config& c : configs) {
     c.blocks = static_cast<int32_t>(std::min<int64_t>(TilesOf(p), device.num_sms));
     c.raster_cols = RasterCols(p, Tiles(p, c), device.num_sms);
-    const double cycles = ShortCycles(p, device, c);
-    if (best.stages == 0 || cycles < best_cycles) {
-      best = c;
-      best_cycles = cycles;
-    }
   }
-  return best;
+  return configs;
+}
+
+Config ShortConfig(const Problem& p, const Device& device) {
+  const std::vector<Config> configs = ShortConfigs(p, device);
+  return *std::min_element(configs.begin(), configs.end(), [&](const Config& a, const Config& b) {
+    return ShortCycles(p, device, a) < ShortCycles(p, device, b);
+  });
 }
 
 // Chosen to follow a prototype of the same tile on an H200, taking 1.755 GHz for its clock: at

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "tuning.h"
 
@@ -13,7 +14,8 @@ constexpr bool IsShort(KernelId kernel) { return kernel == KernelId::kSpmmShort1
 // operands must also be aligned to 16 bytes, as XLA's buffers are.
 std::string ShortReason(const Problem& p);
 
-// The fastest way to launch it for a problem that it computes, and the estimated cycles.
+// The ways to launch it for a problem that it computes, the fastest one, and the estimated cycles.
+std::vector<Config> ShortConfigs(const Problem& p, const Device& device);
 Config ShortConfig(const Problem& p, const Device& device);
 double ShortCycles(const Problem& p, const Device& device, const Config& config);
 

@@ -162,9 +162,9 @@ _SKINNY = [
     _problem("skinny_short", 17, 40, 33, "2:8:64"),
     _problem("skinny_batched", 13, 264, 136, "12:16:32", batch=(3,)),
 ]
-# What the kernel for short vectors takes: rows that are a multiple of 8, a vector length
-# that is one of 8 or spans all columns, windows with whole products of 16 slots in at most
-# 256 features. Tiles are 128 by 256, of which 132 blocks walk over several.
+# What the kernel for short vectors takes: rows that are a multiple of 8, a vector
+# length that is one of 8 or spans all columns, windows with whole products of 16 slots
+# in at most 256 features. Tiles are 128 by 256, of which 132 blocks walk over several.
 _SHORT = [
     _problem("short_32", 136, 1100, 392, "8:32:32"),
     _problem("short_16", 264, 520, 280, "16:32:16"),
