@@ -18,11 +18,15 @@ constexpr int32_t kShortWarps = 8;  // that multiply
 constexpr int32_t kShortWarpCols = kShortCols / kShortWarps;
 constexpr int32_t kShortDepth = 16;  // slots of a product
 constexpr int32_t kShortMaxStages = 8;
+// A decoder skips the steps of the others. With fewer stages than decoders it could wait for a
+// stage whose last but one round is still being read, of which the parity is the same.
+constexpr int32_t kShortMinStages = 3;
 constexpr int32_t kShortMaxLines = 256;  // features of a stage: a table entry is a byte
 constexpr int32_t kShortAlignment = 1024;
 constexpr int32_t kShortRowSlabs = kShortRows / kHopperLineElements;
 constexpr int32_t kShortColSlabs = kShortCols / kHopperLineElements;
 constexpr int32_t kShortDecoders = 3;  // warps that decode indices, for a step each in turn
+static_assert(kShortDecoders <= kShortMinStages, "see kShortMinStages");
 
 // A stage: slabs of 64 rows of x, a line of 128 bytes for each feature; slabs of 64 columns of the
 // values, a line for each slot; and for each 16 slots and group of a warp the lines that its slots

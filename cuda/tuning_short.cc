@@ -14,7 +14,6 @@ constexpr int64_t kMaxDimension = int64_t{1} << 29;
 constexpr int64_t kMaxStride = int64_t{1} << 40;  // of a tensor map, in bytes
 constexpr int64_t kMaxTiles = int64_t{1} << 30;
 constexpr int32_t kMaxSlots = 128;
-constexpr int32_t kMinStages = 2;
 
 int32_t GroupCols(const Problem& p) {
   int32_t cols = kShortWarpCols;
@@ -39,7 +38,7 @@ Config StepOf(const Problem& p, int32_t windows) {
   c.cluster = 1;
   const ShortLayout layout = MakeShortLayout(windows * p.m, c.block_kept, c.group_cols);
   const int32_t room = (kHopperSharedBytes - 2 * kShortAlignment) / layout.stage_bytes;
-  c.stages = room < kMinStages ? 0 : std::min(room, kShortMaxStages);
+  c.stages = room < kShortMinStages ? 0 : std::min(room, kShortMaxStages);
   c.shared_bytes = ShortSharedBytes(layout, c.stages);
   return c;
 }
@@ -105,7 +104,7 @@ std::string ShortReason(const Problem& p) {
   if (StepsThatFit(p).empty()) {
     return "needs windows of together at most " + std::to_string(kShortMaxLines) +
            " features and " + std::to_string(kMaxSlots) +
-           " slots, a multiple of 16, of which two steps fit in shared memory, got " +
+           " slots, a multiple of 16, of which three steps fit in shared memory, got " +
            std::to_string(p.n) + ":" + std::to_string(p.m);
   }
   if (std::max({p.rows, p.depth, p.cols, p.kept, p.batch}) > kMaxDimension ||
@@ -147,8 +146,7 @@ double ShortCycles(const Problem& p, const Device& device, const Config& c) {
   const double values_read = double(kShortCols) * c.block_kept * 2.0;
   const double busy = std::max({tile * c.block_kept / kProducts, copied / kIngressBytes,
                                 (x_read * kConflicts + values_read + copied) / kSharedBytes});
-  // Few stages hide less of the latency of memory.
-  const double step = busy + kStep + (c.stages < 3 ? 400.0 : 0.0);
+  const double step = busy + kStep;
   const double rounds = double(CeilDiv64(TilesOf(p), c.blocks));
   const double memory = 2.0 * p.batch * p.kept * p.cols / (0.85 * device.bytes_per_cycle);
   const double multiplied = rounds * (Steps(p, c) * step + kTile);
