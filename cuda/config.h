@@ -70,6 +70,7 @@ enum class KernelId : int32_t {
   kSddmmHopper64x128 = 84,
   kSddmmHopper128x64x2 = 86,
   kSddmmHopper64x64x2 = 87,
+  kSpmmShort128x256 = 91,
 };
 
 struct Config {

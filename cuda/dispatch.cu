@@ -11,6 +11,7 @@
 #include "skinny_config.h"
 #include "tuning_hopper.h"
 #include "tuning_mma.h"
+#include "tuning_short.h"
 
 namespace jax_nm {
 namespace {
@@ -40,6 +41,9 @@ KernelTable HopperTableOf(const Problem& p, const Config& config) {
   }
   const bool float_result = p.result_dtype == DType::kFloat32;
   const bool bfloat16 = p.dtype == DType::kBFloat16;
+  if (IsShort(config.kernel)) {
+    return bfloat16 ? HopperShortBFloat16(float_result) : HopperShortFloat16(float_result);
+  }
   if (p.op == Op::kSpmmT) {
     return bfloat16 ? HopperSpmmTBFloat16(float_result) : HopperSpmmTFloat16(float_result);
   }
@@ -49,10 +53,15 @@ KernelTable HopperTableOf(const Problem& p, const Config& config) {
 KernelTable HopperTableOf(const Problem&, const Config&) { return {nullptr, 0}; }
 #endif
 
+// Whose code is for sm_90a.
+bool IsOfHopper(KernelId kernel) {
+  return IsHopper(kernel) || IsShort(kernel) || IsSkinnyBulk(kernel);
+}
+
 // Null if there is none: `Choose` rules that out.
 KernelEntry* FindEntry(const Problem& p, const Config& config) {
-  const bool hopper = IsHopper(config.kernel) || IsSkinnyBulk(config.kernel);
-  const KernelTable table = hopper ? HopperTableOf(p, config) : TableOf(p, config);
+  const KernelTable table =
+      IsOfHopper(config.kernel) ? HopperTableOf(p, config) : TableOf(p, config);
   for (int32_t i = 0; i < table.count; ++i) {
     KernelEntry& entry = table.entries[i];
     if (entry.kernel == config.kernel && entry.variant == VariantOf(config)) return &entry;
@@ -124,7 +133,7 @@ cudaError_t Prepare(const Problem& p, const Config& config, int device) {
   if (error != cudaSuccess) return error;
   error = cudaFuncSetAttribute(entry->function, cudaFuncAttributeMaxDynamicSharedMemorySize, limit);
   if (error != cudaSuccess) return error;
-  if (IsHopper(config.kernel) || IsSkinnyBulk(config.kernel)) {
+  if (IsOfHopper(config.kernel)) {
     error = PrepareHopper();
     if (error != cudaSuccess) return error;
   }
@@ -138,6 +147,7 @@ cudaError_t Launch(const Problem& p, const Config& config, const Buffers& b, cud
   KernelEntry* entry = FindEntry(p, config);
   if (entry == nullptr) return cudaErrorInvalidDeviceFunction;
   if (IsHopper(config.kernel)) return LaunchHopper(p, config, entry->function, b, stream);
+  if (IsShort(config.kernel)) return LaunchShort(p, config, entry->function, b, stream);
   const KernelArgs args = MakeKernelArgs(p, config, b);
   if (IsMma(config.kernel) && !(args.first_vector && args.second_vector)) {
     return cudaErrorMisalignedAddress;

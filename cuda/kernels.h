@@ -48,6 +48,8 @@ KernelTable HopperBFloat16(bool float_result);
 KernelTable HopperFloat16(bool float_result);
 KernelTable HopperSpmmTBFloat16(bool float_result);
 KernelTable HopperSpmmTFloat16(bool float_result);
+KernelTable HopperShortBFloat16(bool float_result);
+KernelTable HopperShortFloat16(bool float_result);
 KernelTable HopperSkinnyBFloat16();
 KernelTable HopperSkinnyFloat16();
 

@@ -6,6 +6,7 @@
 #include "hopper_maps.h"
 #include "launch_args.h"
 #include "launch_hopper.h"
+#include "short_config.h"
 
 namespace jax_nm {
 namespace {
@@ -184,6 +185,32 @@ cudaError_t LaunchHopper(const Problem& p, const Config& config, const void* fun
   launch.numAttrs = config.cluster > 1 ? 1 : 0;
   void* parameters[] = {&maps, &args};
   return cudaLaunchKernelExC(&launch, function, parameters);
+}
+
+cudaError_t LaunchShort(const Problem& p, const Config& config, const void* function,
+                        const Buffers& b, cudaStream_t stream) {
+  if (!IsAligned(b.first) || !IsAligned(b.second) || !IsAligned(b.result) || !IsAligned(b.sum)) {
+    return cudaErrorMisalignedAddress;
+  }
+  ShortArgs args{};
+  args.hopper = MakeHopperArgs(p, config, b);
+  args.result = b.result;
+  args.sum = b.sum;
+  args.slots = config.block_kept;
+  args.windows = config.block_windows;
+  args.features = config.block_windows * p.m;
+  args.stages = config.stages;
+  args.layout = MakeShortLayout(args.features, args.slots, config.group_cols);
+  HopperMaps maps{};
+  cudaError_t error = MakeMap({b.first, p.dtype, p.rows, p.rows, p.depth, p.depth, p.batch},
+                              args.features, &maps.first);
+  if (error != cudaSuccess) return error;
+  error = MakeValuesMap(p, config, b.second, &maps.second);
+  if (error != cudaSuccess) return error;
+  void* parameters[] = {&maps, &args};
+  return cudaLaunchKernel(function, dim3(static_cast<unsigned>(config.blocks)),
+                          dim3(static_cast<unsigned>(config.threads)), parameters,
+                          static_cast<size_t>(config.shared_bytes), stream);
 }
 
 }  // namespace jax_nm

@@ -8,6 +8,7 @@
 #include "tuning_cost.h"
 #include "tuning_hopper.h"
 #include "tuning_mma.h"
+#include "tuning_short.h"
 #include "tuning_skinny.h"
 
 namespace jax_nm {
@@ -121,6 +122,7 @@ Config BaseConfig(const KernelInfo& kernel, int32_t element_bytes) {
     case KernelId::kSddmmHopper128x64x2:
     case KernelId::kSddmmHopper64x128:
     case KernelId::kSddmmHopper64x64x2:
+    case KernelId::kSpmmShort128x256:
     case KernelId::kSpmmTHopper128:
     case KernelId::kSpmmTHopper64:
     case KernelId::kSpmmTHopper32:
@@ -199,7 +201,10 @@ Verdict CheckKernel(const Problem& p, const Device& device, const KernelInfo& ke
   if (device.arch == 0) return Verdict::kArch;
   if (p.dtype == DType::kFloat64 || p.result_dtype == DType::kFloat64) return Verdict::kDtype;
   if (std::max({p.rows, p.depth, p.cols, p.kept}) > kMaxDimension) return Verdict::kTooLarge;
-  if ((IsHopper(kernel.id) || IsSkinnyBulk(kernel.id)) && !device.wgmma) return Verdict::kWgmma;
+  if ((IsHopper(kernel.id) || IsShort(kernel.id) || IsSkinnyBulk(kernel.id)) && !device.wgmma) {
+    return Verdict::kWgmma;
+  }
+  if (IsShort(kernel.id)) return ShortReason(p).empty() ? Verdict::kChosen : Verdict::kShort;
   if (IsHopper(kernel.id)) {
     return HopperReason(p, kernel.id).empty() ? Verdict::kChosen : Verdict::kHopper;
   }
@@ -225,6 +230,11 @@ Candidate BestOf(const Problem& p, const Device& device, const KernelInfo& kerne
   if (IsHopper(kernel.id)) {
     best.config = HopperConfig(p, kernel.id, device);
     best.cycles = HopperCycles(p, device, best.config);
+    return best;
+  }
+  if (IsShort(kernel.id)) {
+    best.config = ShortConfig(p, device);
+    best.cycles = ShortCycles(p, device, best.config);
     return best;
   }
   if (IsSkinny(kernel.id)) return BestSkinny(p, device, kernel, workspace_bytes);
@@ -269,7 +279,7 @@ constexpr double kTensorCoreDoubt = 2.0;
 // read x row-major, and of those for the tensor cores of a warp.
 double Rank(const Candidate& candidate) {
   const KernelId id = candidate.kernel->id;
-  const bool doubted = IsHopper(id) || IsMma(id) || IsSkinny(id);
+  const bool doubted = IsHopper(id) || IsShort(id) || IsMma(id) || IsSkinny(id);
   return doubted ? candidate.cycles / kTensorCoreDoubt : candidate.cycles;
 }
 
@@ -363,7 +373,7 @@ std::string Reason(const Problem& p, const Choice& choice, const Candidate& cand
       const int64_t blocks = p.batch * tiles.outer * tiles.inner * shares;
       return (p.kernel != 0 ? "asked for; " : "the fastest by estimate, ") +
              Cycles(candidate.cycles) + ": " + std::to_string(blocks) +
-             (IsHopper(c.kernel)
+             (IsHopper(c.kernel) || IsShort(c.kernel)
                   ? " tiles, walked by " + std::to_string(c.blocks) + " blocks" + Sharing(c)
                   : std::string(" blocks")) +
              (IsSkinny(c.kernel) && c.cluster > 1
@@ -405,6 +415,8 @@ std::string Reason(const Problem& p, const Choice& choice, const Candidate& cand
              std::to_string(choice.device.arch);
     case Verdict::kHopper:
       return HopperReason(p, candidate.kernel->id);
+    case Verdict::kShort:
+      return ShortReason(p);
     case Verdict::kMma:
       return MmaReason(p, candidate.kernel->id);
     case Verdict::kSkinny:

@@ -55,6 +55,7 @@ enum class Verdict {
   kSharedMemory,   // no configuration fits
   kWgmma,          // the device has no wgmma, or the build no code for it
   kHopper,         // what the Hopper kernels need of a problem, see HopperReason
+  kShort,          // the same of the kernel for short vectors, see ShortReason
   kMma,            // the same of those for the tensor cores of a warp, see MmaReason
   kSkinny,         // what the skinny kernels need of a problem, see SkinnyReason
 };

@@ -10,6 +10,7 @@
 #include "tuning.h"
 #include "tuning_cost.h"
 #include "tuning_hopper.h"
+#include "tuning_short.h"
 
 namespace nb = nanobind;
 
@@ -29,6 +30,9 @@ nb::dict ToDict(const Config& c) {
     d["blocks"] = c.blocks;
     d["shared_tiles"] = c.shared_tiles;
     d["cluster"] = c.cluster;
+  } else if (IsShort(c.kernel)) {
+    d["raster_cols"] = c.raster_cols;
+    d["blocks"] = c.blocks;
   } else if (IsSkinny(c.kernel)) {
     d["kept_warps"] = c.kept_warps;
     if (IsSkinnyBulk(c.kernel)) d["x_warps"] = c.x_warps;

@@ -162,6 +162,19 @@ _SKINNY = [
     _problem("skinny_short", 17, 40, 33, "2:8:64"),
     _problem("skinny_batched", 13, 264, 136, "12:16:32", batch=(3,)),
 ]
+# What the kernel for short vectors takes: rows that are a multiple of 8, a vector
+# length that is one of 8 or spans all columns, windows with whole products of 16 slots
+# in at most 256 features. Tiles are 128 by 256, of which 132 blocks walk over several.
+_SHORT = [
+    _problem("short_32", 136, 1100, 392, "8:32:32"),
+    _problem("short_16", 264, 520, 280, "16:32:16"),
+    _problem("short_8", 136, 330, 264, "4:32:8"),
+    _problem("short_24", 72, 300, 136, "12:32:24"),
+    _problem("short_odd_windows", 136, 451, 96, "16:21:40"),
+    _problem("short_tail", 72, 4 * 32 + 3, 72, "8:32:8"),
+    _problem("short_batched", 136, 706, 264, "8:32:32", batch=(3,)),
+    _problem("short_many_tiles", 1032, 136, 5000, "16:32:32"),
+]
 _HOPPER_ROUNDS = _problem("hopper_shared_last", 136, 4096, 17000, "8:32:128")
 
 
@@ -181,6 +194,8 @@ PROBLEMS: list[Problem] = [
     *_named(_HALF, "float16"),
     *(dataclasses.replace(p, dtype="bfloat16") for p in _HOPPER),
     *(dataclasses.replace(p, dtype="float16") for p in _HOPPER),
+    *(dataclasses.replace(p, dtype="bfloat16") for p in _SHORT),
+    *(dataclasses.replace(p, dtype="float16") for p in _SHORT),
     dataclasses.replace(_HOPPER_ROUNDS, dtype="bfloat16"),
     *_SKINNY,
     *(dataclasses.replace(p, dtype="bfloat16") for p in _SKINNY),

@@ -52,6 +52,7 @@ LONG = [
     in (
         "hopper_eighth",
         "hopper_many_tiles",
+        "short_many_tiles",
         "hopper_shared_tiles",
         "hopper_shared_last",
         "skinny_deep",
@@ -423,7 +424,7 @@ def test_a_thousand_launches_are_bit_equal(cuda, problem, op):
     ringed = {
         kernel
         for name, kernel in _tuning.kernels().items()
-        if any(family in name for family in ("hopper", "mma", "skinny"))
+        if any(family in name for family in ("hopper", "mma", "short", "skinny"))
     }
     for kernel in ringed & set(cuda_kernels(op, problem)):
         spec = problem.spec(kernel=kernel)

@@ -56,6 +56,7 @@ REASONS = {
 SKINNY = {k: v for k, v in _tuning.kernels().items() if "skinny" in k}
 BULK = {k: v for k, v in SKINNY.items() if "bulk" in k}  # of these those for Hopper
 HOPPER = {k: v for k, v in _tuning.kernels().items() if "hopper" in k}
+SHORT = {k: v for k, v in _tuning.kernels().items() if "short" in k}
 MMA = {k: v for k, v in _tuning.kernels().items() if "mma" in k}
 # What each kernel of spmm_t keeps of a window of 32.
 SCATTER_KEPT = {
@@ -162,7 +163,9 @@ def test_forced_kernels_are_honoured(name, kernel, arch):
     if name in HOPPER:
         n = SCATTER_KEPT.get(name, 8)
         spec |= dict(dtype="bfloat16", pattern=(n, 32, 256), allow_tf32=True)
-    if (name in HOPPER or name in BULK) and arch != 90:
+    if name in SHORT:
+        spec |= dict(dtype="bfloat16", pattern=(8, 32, 32))
+    if (name in HOPPER or name in SHORT or name in BULK) and arch != 90:
         with pytest.raises(ValueError, match=rf"capability 9\.0 .* got sm_{arch}"):
             _tuning.choose(**problem(op, **spec))
     else:
@@ -318,7 +321,13 @@ def test_every_kernel_of_spmm_takes_a_fused_product():
     for name, kernel in _tuning.kernels().items():
         if name.startswith(("spmm_t_", "sddmm_")):
             continue
-        make = half if name in HOPPER else few_rows if name in SKINNY else problem
+        make = (
+            half
+            if name in (*HOPPER, *SHORT)
+            else few_rows
+            if name in SKINNY
+            else problem
+        )
         spec = make(
             kernel=kernel, activation="gelu", has_bias=True, allow_tf32=name in MMA
         )
@@ -809,10 +818,11 @@ def test_vectors_of_whole_eights_run_on_tensor_cores(arch, dtypes, length):
     choice = _tuning.choose(**spec)
     half = dtypes[0] != "float32"
     wgmma = arch == 90 and half and length % 64 == 0
-    assert choice["kernel"] in (HOPPER if wgmma else MMA), choice
+    family = HOPPER if wgmma else SHORT if arch == 90 and half else MMA
+    assert choice["kernel"] in family, choice
     if not wgmma:
         config = choice["config"]
-        widest = 32 if config["block_cols"] == 64 else 64
+        widest = 64 if config["block_cols"] == 128 else 32
         assert config["group_cols"] == max(
             g for g in (8, 16, 32, 64) if length % g == 0 and g <= widest
         )
@@ -844,6 +854,38 @@ def test_what_tensor_cores_of_a_warp_do_not_take(change, reason):
         _tuning.choose(**spec | {"kernel": MMA["spmm_mma_64x64_window"]})
 
 
+@pytest.mark.parametrize(
+    "change, reason",
+    (
+        (dict(dtype="float32"), "needs bfloat16 or float16 operands"),
+        (dict(x_feature_major=False), "needs a feature-major x, got a row-major one"),
+        (dict(rows=4100), "needs rows to be a multiple of 8, .* got 4100"),
+        (dict(cols=4100), "row of values to be a multiple of 8, .* got 4100"),
+        (dict(cols=4100, padded_values=True), "rows of whole 16 bytes, got 4100"),
+        (dict(pattern=(8, 32, 12)), "a multiple of 8 or spans .* got 12"),
+        (dict(pattern=(1, 32, 32)), "at most 256 features .* got 1:32"),
+        (dict(pattern=(256, 256, 32)), "at most .* 128 slots, .* got 256:256"),
+        (dict(depth=0), "needs something to multiply"),
+    ),
+)
+def test_what_the_kernel_for_short_vectors_does_not_take(change, reason):
+    spec = half(**{"pattern": (8, 32, 32), "y_feature_major": False, **change})
+    choice = _tuning.choose(**spec)
+    assert choice["kernel"] not in SHORT
+    reasons = [why for name, why in choice["rejected"] if name in SHORT]
+    assert reasons and all(re.search(reason, why) for why in reasons), reasons
+
+
+@pytest.mark.parametrize("n", (16, 12, 8, 4))
+@pytest.mark.parametrize("length", (8, 16, 32))
+def test_short_vectors_fit_the_ring(n, length):
+    choice = _tuning.choose(**half(pattern=(n, 32, length), rows=8192, cols=8192))
+    config = choice["config"]
+    assert choice["kernel"] in SHORT, choice
+    assert config["stages"] >= 3 and config["shared_bytes"] <= 227 * 1024
+    assert config["block_kept"] % 16 == 0 and config["group_cols"] == length
+
+
 def test_padded_values_reach_the_tensor_cores_of_a_warp():
     spec = problem(cols=4098, padded_values=True, allow_tf32=True)
     assert _tuning.choose(**spec)["kernel"] in MMA
@@ -863,8 +905,12 @@ def test_padded_values_reach_the_tensor_cores_of_a_warp():
 def test_the_choice_and_its_time_are_those_measured(
     dtype, pattern, kernel, microseconds
 ):
-    # On an H200 at 4096^3, the kernel alone.
-    choice = _tuning.choose(**problem(dtype=dtype, pattern=pattern, allow_tf32=True))
+    # On an H200 at 4096^3, the kernel alone, without the one for short vectors.
+    spec = problem(dtype=dtype, pattern=pattern, allow_tf32=True)
+    choice = _tuning.choose(**spec)
+    if choice["kernel"] in SHORT:
+        assert choice["predicted_us"] < microseconds
+        choice = _tuning.choose(**spec | {"kernel": MMA[kernel]})
     assert choice["kernel"] == kernel
     assert choice["predicted_us"] == pytest.approx(microseconds, rel=0.15)
 

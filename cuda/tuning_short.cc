@@ -1,0 +1,156 @@
+#include "tuning_short.h"
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "short_config.h"
+#include "tuning_hopper.h"
+
+namespace jax_nm {
+namespace {
+
+constexpr int64_t kMaxDimension = int64_t{1} << 29;
+constexpr int64_t kMaxStride = int64_t{1} << 40;  // of a tensor map, in bytes
+constexpr int64_t kMaxTiles = int64_t{1} << 30;
+constexpr int32_t kMaxSlots = 128;
+
+int32_t GroupCols(const Problem& p) {
+  int32_t cols = kShortWarpCols;
+  while (cols >= 8 && EffectiveVectorLength(p) % cols != 0) cols /= 2;
+  return cols >= 8 ? cols : 0;
+}
+
+// Whole windows whose slots are whole products; without stages if these do not fit.
+Config StepOf(const Problem& p, int32_t windows) {
+  Config c{};
+  c.kernel = KernelId::kSpmmShort128x256;
+  c.staging = Staging::kWindow;
+  c.block_rows = kShortRows;
+  c.block_cols = kShortCols;
+  c.block_windows = windows;
+  c.block_kept = windows * p.n;
+  c.group_cols = GroupCols(p);
+  c.groups_in_tile = UnitsTouched(c.block_cols, EffectiveVectorLength(p));
+  c.shared_group = true;
+  c.threads = kHopperThreads;
+  c.split = 1;
+  c.cluster = 1;
+  const ShortLayout layout = MakeShortLayout(windows * p.m, c.block_kept, c.group_cols);
+  const int32_t room = (kHopperSharedBytes - 2 * kShortAlignment) / layout.stage_bytes;
+  c.stages = room < kShortMinStages ? 0 : std::min(room, kShortMaxStages);
+  c.shared_bytes = ShortSharedBytes(layout, c.stages);
+  return c;
+}
+
+std::vector<Config> StepsThatFit(const Problem& p) {
+  std::vector<Config> configs;
+  for (int32_t windows = 1; windows <= kShortDepth || windows * p.n <= kMaxSlots; ++windows) {
+    if (windows * p.m > kShortMaxLines || windows * p.n > kMaxSlots) break;
+    if (windows * p.n % kShortDepth != 0) continue;
+    const Config c = StepOf(p, windows);
+    if (c.stages > 0) configs.push_back(c);
+  }
+  return configs;
+}
+
+int64_t TilesOf(const Problem& p) {
+  return p.batch * CeilDiv64(p.rows, kShortRows) * CeilDiv64(p.cols, kShortCols);
+}
+
+// As of the other Hopper kernels: tiles in flight read few panels of x and of the values.
+int32_t RasterCols(const Problem& p, const TileCounts& tiles, int32_t num_sms) {
+  const int64_t rows = tiles.outer, cols = tiles.inner;
+  const int64_t in_flight = std::min<int64_t>(num_sms, rows * cols);
+  int64_t best = 0;
+  double best_bytes = 0.0;
+  for (int64_t c = std::max<int64_t>(1, in_flight / rows); c <= std::min(cols, in_flight); ++c) {
+    const double bytes =
+        2.0 * std::min(rows, CeilDiv64(in_flight, c)) * kShortRows * double(p.depth) +
+        2.0 * c * kShortCols * double(p.kept);
+    if (best == 0 || bytes < best_bytes) {
+      best = c;
+      best_bytes = bytes;
+    }
+  }
+  return static_cast<int32_t>(CeilDiv64(cols, CeilDiv64(cols, best)));
+}
+
+std::string MultipleOf8(const char* name, int64_t got) {
+  return std::string("needs ") + name + " to be a multiple of 8, the 16 bytes of a vector, got " +
+         std::to_string(got);
+}
+
+}  // namespace
+
+std::string ShortReason(const Problem& p) {
+  if (p.dtype != DType::kBFloat16 && p.dtype != DType::kFloat16) {
+    return "needs bfloat16 or float16 operands";
+  }
+  if (p.x_layout != Layout::kFeatureMajor) return "needs a feature-major x, got a row-major one";
+  if (p.batch == 0 || p.rows == 0 || p.cols == 0 || p.depth == 0) {
+    return "needs something to multiply, got an empty operand";
+  }
+  if (GroupCols(p) == 0) {
+    return "needs a vector_length that is a multiple of 8 or spans all columns, got " +
+           std::to_string(p.vector_length);
+  }
+  if (p.rows % 8 != 0) return MultipleOf8("rows", p.rows);
+  if (p.values_cols % 8 != 0) return MultipleOf8("the length of a row of values", p.values_cols);
+  if (p.y_layout == Layout::kRowMajor && p.cols * ByteWidth(p.result_dtype) % 16 != 0) {
+    return "needs a row-major result to have rows of whole 16 bytes, got " +
+           std::to_string(p.cols) + " columns";
+  }
+  if (StepsThatFit(p).empty()) {
+    return "needs windows of together at most " + std::to_string(kShortMaxLines) +
+           " features and " + std::to_string(kMaxSlots) +
+           " slots, a multiple of 16, of which three steps fit in shared memory, got " +
+           std::to_string(p.n) + ":" + std::to_string(p.m);
+  }
+  if (std::max({p.rows, p.depth, p.cols, p.kept, p.batch}) > kMaxDimension ||
+      p.depth * p.rows * 2 >= kMaxStride || p.kept * p.values_cols * 2 >= kMaxStride) {
+    return "needs dimensions that tensor maps and 32-bit offsets hold";
+  }
+  if (TilesOf(p) > kMaxTiles) return "needs at most " + std::to_string(kMaxTiles) + " tiles";
+  return "";
+}
+
+std::vector<Config> ShortConfigs(const Problem& p, const Device& device) {
+  std::vector<Config> configs = StepsThatFit(p);
+  for (Config& c : configs) {
+    c.blocks = static_cast<int32_t>(std::min<int64_t>(TilesOf(p), device.num_sms));
+    c.raster_cols = RasterCols(p, Tiles(p, c), device.num_sms);
+  }
+  return configs;
+}
+
+Config ShortConfig(const Problem& p, const Device& device) {
+  const std::vector<Config> configs = ShortConfigs(p, device);
+  return *std::min_element(configs.begin(), configs.end(), [&](const Config& a, const Config& b) {
+    return ShortCycles(p, device, a) < ShortCycles(p, device, b);
+  });
+}
+
+// Chosen to follow an H200, taking 1.755 GHz for its clock: of 60 launches (4096 and 8192 cubed,
+// 4096, 12288, 4096, 512, 8192, 8192; 16:32 to 4:32; L = 8 to 64) the times are within 20 % of it.
+double ShortCycles(const Problem& p, const Device& device, const Config& c) {
+  constexpr double kProducts = 760.0;     // of mma.sync beside reads of shared memory
+  constexpr double kIngressBytes = 50.0;  // from L2, a cycle and SM
+  constexpr double kSharedBytes = 128.0;  // a cycle
+  constexpr double kConflicts = 1.65;     // of lines picked from a window
+  constexpr double kStep = 70.0, kTile = 2500.0, kLaunch = 8500.0;
+  const ShortLayout layout = MakeShortLayout(c.block_windows * p.m, c.block_kept, c.group_cols);
+  const double tile = double(kShortRows) * kShortCols;
+  const double copied = layout.table_offset;
+  const double x_read = tile / c.group_cols * c.block_kept * 2.0;
+  const double values_read = double(kShortCols) * c.block_kept * 2.0;
+  const double busy = std::max({tile * c.block_kept / kProducts, copied / kIngressBytes,
+                                (x_read * kConflicts + values_read + copied) / kSharedBytes});
+  const double step = busy + kStep;
+  const double rounds = double(CeilDiv64(TilesOf(p), c.blocks));
+  const double memory = 2.0 * p.batch * p.kept * p.cols / (0.85 * device.bytes_per_cycle);
+  const double multiplied = rounds * (Steps(p, c) * step + kTile);
+  return kLaunch + std::pow(std::pow(multiplied, 4.0) + std::pow(memory, 4.0), 0.25);
+}
+
+}  // namespace jax_nm

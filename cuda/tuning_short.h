@@ -1,0 +1,22 @@
+// Whether the kernel for short vectors computes a problem, and how: pure functions in plain C++.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "tuning.h"
+
+namespace jax_nm {
+
+constexpr bool IsShort(KernelId kernel) { return kernel == KernelId::kSpmmShort128x256; }
+
+// What the kernel needs and the problem does not have; empty if it computes it. Shapes only:
+// operands must also be aligned to 16 bytes, as XLA's buffers are.
+std::string ShortReason(const Problem& p);
+
+// The ways to launch it for a problem that it computes, the fastest one, and the estimated cycles.
+std::vector<Config> ShortConfigs(const Problem& p, const Device& device);
+Config ShortConfig(const Problem& p, const Device& device);
+double ShortCycles(const Problem& p, const Device& device, const Config& config);
+
+}  // namespace jax_nm
