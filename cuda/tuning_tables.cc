@@ -35,6 +35,8 @@ const std::vector<KernelInfo>& Kernels() {
       {KernelId::kSpmmMma128x128Gather, "spmm_mma_128x128_gather", Op::kSpmm, kGather},
       {KernelId::kSpmmMma64x64Window, "spmm_mma_64x64_window", Op::kSpmm, kWindow},
       {KernelId::kSpmmMma64x64Gather, "spmm_mma_64x64_gather", Op::kSpmm, kGather},
+      {KernelId::kSpmmFfma128x128Window, "spmm_ffma_128x128_window", Op::kSpmm, kWindow},
+      {KernelId::kSpmmFfma128x128Gather, "spmm_ffma_128x128_gather", Op::kSpmm, kGather},
       {KernelId::kSpmmSkinny8, "spmm_skinny_8", Op::kSpmm, kWindow},
       {KernelId::kSpmmSkinny16, "spmm_skinny_16", Op::kSpmm, kWindow},
       {KernelId::kSpmmSkinny32, "spmm_skinny_32", Op::kSpmm, kWindow},
