@@ -54,7 +54,8 @@ struct SpmmBlock : SpmmSums<typename Traits::T, typename Traits::Tile> {
   uint8_t fetched[kFetched];
 
   __device__ __forceinline__ SpmmBlock(const KernelArgs& a, unsigned char* s)
-      : args(a),
+      : Base(a),
+        args(a),
         shared(s),
         tile(LocateTile(a.first_tile + blockIdx.x, a.outer_tiles, a.inner_tiles, a.config.split)) {
     const T* first = static_cast<const T*>(a.first) + tile.batch * a.rows * a.depth;

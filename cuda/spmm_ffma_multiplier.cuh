@@ -41,7 +41,7 @@ struct SpmmFfmaMultiplier : SpmmMmaStages<Traits>,
   static_assert(kSlotUnit == 4, "Four entries of a window's table are read at once");
 
   __device__ __forceinline__ SpmmFfmaMultiplier(const KernelArgs& a, const void* shared)
-      : Base(a, shared) {}
+      : Base(a, shared), Sums(a) {}
 
   __device__ __forceinline__ void Run() {
     const bool arrives = threadIdx.x % 32 == 0;

@@ -7,8 +7,24 @@
 
 namespace jax_nm {
 
+// Where a lane lies among the 8 along rows and the 4 along columns of its warp.
+//
+// Shared memory serves a 16-byte load of a warp half by half, not quarter by quarter, only where
+// lanes i and i ^ 1, or i and i ^ 2, read the same address. In pairs, half a warp is 8 lanes by 2:
+// i and i ^ 1 share their rows, i and i ^ 2 their columns. Otherwise rows take twice the cycles,
+// but a quarter of a warp reads 128 bytes of one row of x, wherever the next quarter's row lies:
+// right where neighbouring lanes' columns lie in different groups.
+struct LanePlace {
+  int32_t row, col;
+};
+__device__ __forceinline__ LanePlace PlaceLane(int32_t lane, bool pairs) {
+  if (pairs) return {lane / 2 % 8, lane / 16 * 2 + lane % 2};
+  return {lane % 8, lane / 8};
+}
+
 template <class T, class Tile>
 struct SpmmSums {
+  static_assert(Tile::kLaneRows == 8 && Tile::kLaneCols == 4, "PlaceLane knows 8 by 4 lanes");
   static constexpr int kRows = Tile::kThreadRows;
   static constexpr int kCols = Tile::kThreadCols;
   static constexpr int kElement = sizeof(T);
@@ -20,10 +36,12 @@ struct SpmmSums {
   int32_t thread_row, thread_col;  // in the block
   float sums[kRows][kCols];
 
-  __device__ __forceinline__ SpmmSums() {
-    const int32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    thread_row = warp % Tile::kRowWarps * Tile::kWarpRows + lane % Tile::kLaneRows * kChunkRows;
-    thread_col = warp / Tile::kRowWarps * Tile::kWarpCols + lane / Tile::kLaneRows * kCols;
+  __device__ __forceinline__ explicit SpmmSums(const KernelArgs& args) {
+    const int32_t warp = threadIdx.x / 32;
+    const bool pairs = args.groups == 1 || args.vector_length % (2 * kCols) == 0;
+    const LanePlace lane = PlaceLane(threadIdx.x % 32, pairs);
+    thread_row = warp % Tile::kRowWarps * Tile::kWarpRows + lane.row * kChunkRows;
+    thread_col = warp / Tile::kRowWarps * Tile::kWarpCols + lane.col * kCols;
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
 #pragma unroll
