@@ -35,6 +35,8 @@ enum class KernelId : int32_t {
   kSpmmMma128x128Gather = 12,
   kSpmmMma64x64Window = 13,
   kSpmmMma64x64Gather = 14,
+  kSpmmFfma128x128Window = 15,
+  kSpmmFfma128x128Gather = 16,
   kSpmmSkinny8 = 31,
   kSpmmSkinny16 = 32,
   kSpmmSkinny32 = 33,
@@ -88,7 +90,7 @@ struct Config {
   int32_t split;           // blocks that share one tile's reduction through the workspace
   int32_t groups_in_tile;  // groups that block_cols columns touch at most
   bool shared_group;       // all columns of one thread lie in one group
-  int32_t group_cols;      // tensor cores of a warp: columns that surely lie in one group; else 0
+  int32_t group_cols;      // warps with roles: columns of one that surely lie in one group; else 0
   int32_t row_warps;       // spmm_t: warps along rows, and the windows of each warp
   int32_t warp_windows;
   int32_t warp_kept;     // spmm_t: slots that a warp multiplies at a time
@@ -128,14 +130,25 @@ struct SpmmTile {
   static constexpr int kWarpRows = kLaneRows * kThreadRows;
   static constexpr int kWarpCols = kLaneCols * kThreadCols;
   static constexpr int kRowWarps = kBlockRows / kWarpRows;
-  static constexpr int kThreads = 32 * kRowWarps * (kBlockCols / kWarpCols);
+  static constexpr int kWarps = kRowWarps * (kBlockCols / kWarpCols);
+  static constexpr int kThreads = 32 * kWarps;
   static_assert(kBlockRows % kWarpRows == 0, "block rows must be whole warp tiles");
   static_assert(kBlockCols % kWarpCols == 0, "block columns must be whole warp tiles");
 };
 using SpmmLarge = SpmmTile<128, 128, 8, 8, 2>;
-// 6 vectors from shared memory for 128 multiplications instead of 4 for 64, at half the warps.
 using SpmmMedium = SpmmTile<64, 64, 8, 4, 4>;
 using SpmmSmall = SpmmTile<32, 32, 4, 4, 8>;
+
+// spmm in float32 on CUDA cores, where some warps copy and the others multiply. Shared memory gives
+// each lane of one warp 4 bytes a cycle, broadcast or not, and the four schedulers multiply 128
+// times: of a cycle in which they do, a thread tile of r x c takes 4 (r + c) / (r c) from shared
+// memory, 1 for 8 x 8, which is the limit there, and 0.75 for 16 x 8.
+using SpmmFfmaLarge = SpmmTile<128, 128, 16, 8, 2>;
+constexpr int32_t kFfmaCopyThreads = 128;  // further threads of a block, which copy
+constexpr int32_t kFfmaGroupCols = 32;     // a warp's columns, which lie in one group
+constexpr bool IsFfma(KernelId kernel) {
+  return kernel == KernelId::kSpmmFfma128x128Window || kernel == KernelId::kSpmmFfma128x128Gather;
+}
 
 // spmm on the tensor cores of a warp. What a warp reads of shared memory for its columns of one
 // group is a row of x for each slot: a wide warp reads less of x, a tall one less of the values,
@@ -240,7 +253,7 @@ constexpr int32_t kMmaSlots = 16;  // slots of a product of tensor cores, or of 
 // Slots per group in a table of decoded indices.
 constexpr int32_t TableSlots(Op op, const Config& c) {
   if (op != Op::kSpmm) return c.block_kept;
-  return RoundUp(c.block_kept, c.group_cols > 0 ? kMmaSlots : kSlotUnroll);
+  return RoundUp(c.block_kept, c.group_cols > 0 && !IsFfma(c.kernel) ? kMmaSlots : kSlotUnroll);
 }
 
 constexpr int32_t TableCount(int32_t stages) { return stages == 1 ? 1 : stages + 1; }
@@ -264,20 +277,23 @@ constexpr SharedLayout MakeSharedLayout(Op op, const Config& c, int32_t m, int32
   const bool window = c.staging == Staging::kWindow;
   if (op == Op::kSpmm) {
     const int32_t slots = TableSlots(op, c);
-    const bool mma = c.group_cols > 0;
-    // For tensor cores the 16-byte units of a line change places instead.
+    const bool roles = c.group_cols > 0;  // some warps copy, the others multiply
+    // For tensor cores the 16-byte units of a line change places instead; on CUDA cores warps that
+    // have roles read whole lines.
     s.first_stride =
-        mma ? c.block_rows * element_bytes : PaddedRowBytes(c.block_rows, element_bytes);
+        roles ? c.block_rows * element_bytes : PaddedRowBytes(c.block_rows, element_bytes);
     // In window mode one more row, always zero, is what the slots that hold nothing read.
     s.first_count = window ? c.block_windows * m + 1 : c.groups_in_tile * slots;
     s.second_count = slots;
     s.table_bytes = RoundUp(c.groups_in_tile * slots * (window ? 2 : 4), 16);
-    s.tables = mma ? c.stages + 1 : TableCount(c.stages);
+    s.tables = roles ? c.stages + 1 : TableCount(c.stages);
     // Behind the tables the barriers; what is read ahead of the last entries lies behind them.
-    const int64_t barrier_bytes = mma ? 16 * c.stages + 64 : 0;
+    const int64_t ahead = IsFfma(c.kernel) ? c.block_cols * element_bytes : 64;
+    const int64_t barrier_bytes = roles ? 16 * c.stages + ahead : 0;
     s = FinishLayout(s, c.stages, int64_t{slots} * c.block_cols * element_bytes, barrier_bytes);
     const int64_t pieces = int64_t{c.block_rows / kMmaPiece} * (c.block_cols / kMmaPiece);
-    if (mma && s.bytes < pieces * kMmaPieceBytes) s.bytes = pieces * kMmaPieceBytes;
+    if (roles && !IsFfma(c.kernel) && s.bytes < pieces * kMmaPieceBytes)
+      s.bytes = pieces * kMmaPieceBytes;
     return s;
   }
   if (op == Op::kSpmmT) {

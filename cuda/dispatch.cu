@@ -28,6 +28,7 @@ KernelTable TableOf(const Problem& p, const Config& config) {
   };
   constexpr Make kMmaTables[3] = {SpmmMmaFloat32, SpmmMmaBFloat16, SpmmMmaFloat16};
   constexpr Make kSkinnyTables[3] = {SpmmSkinnyFloat32, SpmmSkinnyBFloat16, SpmmSkinnyFloat16};
+  if (IsFfma(config.kernel)) return SpmmFfmaFloat32();
   const Make* tables = IsMma(config.kernel)      ? kMmaTables
                        : IsSkinny(config.kernel) ? kSkinnyTables
                                                  : kTables[static_cast<int>(p.op)];
@@ -149,7 +150,8 @@ cudaError_t Launch(const Problem& p, const Config& config, const Buffers& b, cud
   if (IsHopper(config.kernel)) return LaunchHopper(p, config, entry->function, b, stream);
   if (IsShort(config.kernel)) return LaunchShort(p, config, entry->function, b, stream);
   const KernelArgs args = MakeKernelArgs(p, config, b);
-  if (IsMma(config.kernel) && !(args.first_vector && args.second_vector)) {
+  const bool aligned = IsMma(config.kernel) || IsFfma(config.kernel);
+  if (aligned && !(args.first_vector && args.second_vector)) {
     return cudaErrorMisalignedAddress;
   }
   CUtensorMap values{};

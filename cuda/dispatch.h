@@ -28,8 +28,8 @@ struct Buffers {
 cudaError_t Prepare(const Problem& p, const Config& config, int device);
 
 // Computes the result; neither allocates nor waits. `workspace` holds `config.split` results in
-// float32 if that is more than one. The kernels for tensor cores return cudaErrorMisalignedAddress
-// for buffers that are not aligned to 16 bytes.
+// float32 if that is more than one. The kernels for tensor cores, and those in float32 whose
+// warps have roles, return cudaErrorMisalignedAddress for buffers that are not aligned to 16 bytes.
 cudaError_t Launch(const Problem& p, const Config& config, const Buffers& buffers,
                    cudaStream_t stream);
 

@@ -2,15 +2,13 @@
 //
 // The hierarchy of NM-SpMM: a block owns block_rows x block_cols of y, a warp 8 x 4 threads of it,
 // a thread a register tile. Each step stages x for some slots (whole windows, or gathered rows) and
-// the values; the inner product then picks its rows of x in shared memory. A fused product adds its
-// bias and applies its activation in registers, before y is stored.
+// the values; the inner product then picks its rows of x in shared memory.
 #pragma once
 
 #include <type_traits>
 
-#include "activation.cuh"
 #include "pipeline.cuh"
-#include "tile_io.cuh"
+#include "spmm_sums.cuh"
 
 namespace jax_nm {
 
@@ -25,22 +23,22 @@ struct SpmmTraits {
   static constexpr int kElement = sizeof(T);
   static constexpr int kRowStride = PaddedRowBytes(Tile::kBlockRows, kElement);
   static constexpr int kValueStride = Tile::kBlockCols * kElement;
-  // A thread's rows come in chunks of one 16-byte vector; the chunks of 8 lanes lie side by side.
-  static constexpr int kChunkRows =
-      Tile::kThreadRows < 16 / kElement ? Tile::kThreadRows : 16 / kElement;
-  static constexpr int kChunks = Tile::kThreadRows / kChunkRows;
   static_assert(kSharedGroup || kStaging == Staging::kWindow,
                 "Gathering stages rows per group, so a thread must have one group");
 };
 
 template <class Traits>
-struct SpmmBlock {
+struct SpmmBlock : SpmmSums<typename Traits::T, typename Traits::Tile> {
   using T = typename Traits::T;
   using Tile = typename Traits::Tile;
-  static constexpr int kRows = Tile::kThreadRows;
-  static constexpr int kCols = Tile::kThreadCols;
-  static constexpr int kChunkRows = Traits::kChunkRows;
-  static constexpr int kChunks = Traits::kChunks;
+  using Base = SpmmSums<T, Tile>;
+  using Base::Accumulate;
+  using Base::kCols;
+  using Base::kRows;
+  using Base::LoadRows;
+  using Base::sums;
+  using Base::thread_col;
+  using Base::thread_row;
   static constexpr bool kWindow = Traits::kStaging == Staging::kWindow;
   using TableEntry = std::conditional_t<kWindow, uint16_t, int32_t>;
 
@@ -53,12 +51,11 @@ struct SpmmBlock {
   int32_t table_slots;  // slots per group in a table
   int32_t row0, col0;   // of the block
   int32_t first_group;
-  int32_t thread_row, thread_col;  // in the block
   uint8_t fetched[kFetched];
-  float sums[kRows][kCols];
 
   __device__ __forceinline__ SpmmBlock(const KernelArgs& a, unsigned char* s)
-      : args(a),
+      : Base(a),
+        args(a),
         shared(s),
         tile(LocateTile(a.first_tile + blockIdx.x, a.outer_tiles, a.inner_tiles, a.config.split)) {
     const T* first = static_cast<const T*>(a.first) + tile.batch * a.rows * a.depth;
@@ -70,14 +67,6 @@ struct SpmmBlock {
     row0 = tile.outer * Tile::kBlockRows;
     col0 = tile.inner * Tile::kBlockCols;
     first_group = col0 / a.vector_length;
-    const int32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    thread_row = warp % Tile::kRowWarps * Tile::kWarpRows + lane % Tile::kLaneRows * kChunkRows;
-    thread_col = warp / Tile::kRowWarps * Tile::kWarpCols + lane / Tile::kLaneRows * kCols;
-#pragma unroll
-    for (int i = 0; i < kRows; ++i) {
-#pragma unroll
-      for (int t = 0; t < kCols; ++t) sums[i][t] = 0.0f;
-    }
   }
 
   __device__ __forceinline__ TableEntry* Table(int32_t table) const {
@@ -149,16 +138,6 @@ struct SpmmBlock {
                   [=](int32_t i) { return first_slot + i < last_slot ? first_slot + i : -1; });
   }
 
-  __device__ __forceinline__ static void LoadRows(const unsigned char* row, float (&out)[kRows]) {
-#pragma unroll
-    for (int chunk = 0; chunk < kChunks; ++chunk) {
-      float part[kChunkRows];
-      LoadVector<T>(row + chunk * Tile::kLaneRows * kChunkRows * Traits::kElement, part);
-#pragma unroll
-      for (int i = 0; i < kChunkRows; ++i) out[chunk * kChunkRows + i] = part[i];
-    }
-  }
-
   __device__ __forceinline__ int32_t GroupOf(int32_t column) const {
     return args.by_vector_length.Quotient(col0 + column) - first_group;
   }
@@ -220,15 +199,6 @@ struct SpmmBlock {
     }
   }
 
-  __device__ __forceinline__ void Accumulate(const float (&row)[kRows],
-                                             const float (&weight)[kCols]) {
-#pragma unroll
-    for (int t = 0; t < kCols; ++t) {
-#pragma unroll
-      for (int i = 0; i < kRows; ++i) sums[i][t] += row[i] * weight[t];
-    }
-  }
-
   __device__ __forceinline__ void ComputePerColumn(const unsigned char* rows,
                                                    const unsigned char* weights, int32_t slots,
                                                    int32_t table) {
@@ -248,64 +218,6 @@ struct SpmmBlock {
       }
     }
   }
-
-  __device__ __forceinline__ void Store() {
-    const Epilogue& epilogue = args.epilogue;
-    if (epilogue.bias != nullptr) AddBias(epilogue.bias + tile.batch * args.cols);
-    // The sum, if it is asked for, and the result go through the same code: with two copies of it
-    // the compiler spills in the main loop.
-#pragma unroll 1
-    for (int32_t left = epilogue.sum == nullptr ? 1 : 2; left > 0; --left) {
-      if (left == 1) {
-#pragma unroll
-        for (int i = 0; i < kRows; ++i) ActivateAll(epilogue.activation, sums[i]);
-      }
-      StoreMatrix(left == 1 ? args.result : epilogue.sum);
-    }
-  }
-
-  __device__ __forceinline__ void AddBias(const float* bias) {
-#pragma unroll
-    for (int t = 0; t < kCols; ++t) {
-      const int32_t column = col0 + thread_col + t;
-      const float value = column < args.cols ? __ldg(bias + column) : 0.0f;
-#pragma unroll
-      for (int i = 0; i < kRows; ++i) sums[i][t] += value;
-    }
-  }
-
-  __device__ __forceinline__ void StoreMatrix(void* matrix) const {
-    StoreTyped<T>(args, tile, int64_t{args.rows} * args.cols, matrix, [&](auto* y) { StoreTo(y); });
-  }
-
-  template <class Out>
-  __device__ __forceinline__ void StoreTo(Out* y) const {
-    const int32_t first_col = col0 + thread_col;
-#pragma unroll
-    for (int chunk = 0; chunk < kChunks; ++chunk) {
-      const int32_t row = row0 + thread_row + chunk * Tile::kLaneRows * kChunkRows;
-      if (args.result_feature_major) {
-#pragma unroll
-        for (int t = 0; t < kCols; ++t) {
-          float column[kChunkRows];
-#pragma unroll
-          for (int i = 0; i < kChunkRows; ++i) column[i] = sums[chunk * kChunkRows + i][t];
-          if (first_col + t < args.cols) {
-            StoreVector(y + int64_t{first_col + t} * args.rows + row, column, args.rows - row,
-                        args.result_vector);
-          }
-        }
-      } else {
-#pragma unroll
-        for (int i = 0; i < kChunkRows; ++i) {
-          if (row + i < args.rows) {
-            StoreVector(y + int64_t{row + i} * args.cols + first_col, sums[chunk * kChunkRows + i],
-                        args.cols - first_col, args.result_vector);
-          }
-        }
-      }
-    }
-  }
 };
 
 template <class Traits>
@@ -316,7 +228,7 @@ __global__ void __launch_bounds__(Traits::Tile::kThreads, Traits::Tile::kMinBloc
   const StepRange range = StepsOf(block.tile.split, args.config.split, args.steps);
   block.ClearZeroRows();
   RunPipeline(block, range.first, range.last, args.config.stages);
-  block.Store();
+  block.Store(args, block.tile);
 }
 
 }  // namespace jax_nm

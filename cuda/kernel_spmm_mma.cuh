@@ -17,20 +17,6 @@
 
 namespace jax_nm {
 
-// Machine code for sm_90a moves registers from the warps that copy to those that multiply, so that
-// two blocks, and two warps that multiply for each scheduler, share a multiprocessor: one such warp
-// starts a product every 9 cycles, tensor cores could every 6.
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
-constexpr bool kMmaMovesRegisters = true;
-#else
-constexpr bool kMmaMovesRegisters = false;
-#endif
-constexpr int kMmaCopyRegisters = 56;
-constexpr int kMmaMultiplyRegisters = 200;
-constexpr int kMmaRegisters = 128;  // of every thread before and after
-static_assert(kMmaCopyRegisters + kMmaMultiplyRegisters == 2 * kMmaRegisters,
-              "As many threads multiply as copy");
-
 template <class Traits>
 __global__ void __launch_bounds__(Traits::Tile::kThreads + kMmaCopyThreads,
                                   kMmaMovesRegisters ? kMmaBlocks : Traits::Tile::kMinBlocks)

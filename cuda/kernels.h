@@ -34,6 +34,7 @@ KernelTable SpmmFloat16();
 KernelTable SpmmMmaFloat32();
 KernelTable SpmmMmaBFloat16();
 KernelTable SpmmMmaFloat16();
+KernelTable SpmmFfmaFloat32();
 KernelTable SpmmSkinnyFloat32();
 KernelTable SpmmSkinnyBFloat16();
 KernelTable SpmmSkinnyFloat16();

@@ -1,6 +1,7 @@
-// The warps of spmm on tensor cores that copy: they decode the indices of each step, and copy x and
-// the values to its stage, in whole, aligned 16-byte units. What does not change from step to step
-// is computed once, and copies that lie wholly inside the matrix check nothing.
+// The warps of spmm on tensor cores of a warp, or on CUDA cores, that copy: they decode the indices
+// of each step, and copy x and the values to its stage, in whole, aligned 16-byte units. What does
+// not change from step to step is computed once, and copies that lie wholly inside the matrix check
+// nothing.
 #pragma once
 
 #include "ptx_barrier.cuh"
@@ -17,6 +18,7 @@ struct SpmmMmaCopier : SpmmMmaStages<Traits> {
   using Base::first_group;
   using Base::kElement;
   using Base::kRowStride;
+  using Base::kSlotUnit;
   using Base::kValueStride;
   using Base::kWindow;
   using Base::row0;
@@ -28,16 +30,16 @@ struct SpmmMmaCopier : SpmmMmaStages<Traits> {
   using typename Base::TableEntry;
   using typename Base::Tile;
 
-  static constexpr int kThreads = kMmaCopyThreads;
+  static constexpr int kThreads = Traits::kCopyThreads;
   // A thread copies one unit of every kPass-th line.
   static constexpr int kXPass = kThreads * 16 / kRowStride;
   static constexpr int kValuePass = kThreads * 16 / kValueStride;
-  static constexpr int kXCopies = kMmaSlots / kXPass;  // of kMmaSlots lines
+  static constexpr int kXCopies = kSlotUnit / kXPass;  // of kSlotUnit lines
   static constexpr int kBatch = 4;                     // copies between two comparisons
   static_assert(kXPass % Lines::kPeriod == 0 && kValuePass % Lines::kPeriod == 0,
                 "A thread copies lines that are swizzled alike");
-  static_assert(kMmaSlots % kXPass == 0 && kMmaSlots % kValuePass == 0,
-                "All threads copy the same number of lines of kMmaSlots");
+  static_assert(kSlotUnit % kXPass == 0 && kSlotUnit % kValuePass == 0,
+                "All threads copy the same number of lines of kSlotUnit");
 
   // A thread's share of the copies: its first line, that line's place in a stage, and its rows of x
   // or columns of the values, of which there are none beyond the matrix.
@@ -116,8 +118,8 @@ struct SpmmMmaCopier : SpmmMmaStages<Traits> {
     const int32_t group = args.by_table_slots.Quotient(i), slot = i - group * table_slots;
     const bool there =
         i < EntryCount() && first_group + group < args.groups && slot < args.config.block_kept;
-    // What a thread copies of kMmaSlots gathered lines lies together.
-    const int32_t within = slot % kMmaSlots;
+    // What a thread copies of kSlotUnit gathered lines lies together.
+    const int32_t within = slot % kSlotUnit;
     const int32_t place = kWindow ? i : i - within + within % kXPass * kXCopies + within / kXPass;
     return {indices + int64_t{first_group + group} * args.kept + slot, there ? slot : kNoSlot,
             args.by_n.Quotient(slot) * args.m, static_cast<uint32_t>(place * sizeof(TableEntry))};
@@ -240,8 +242,8 @@ struct SpmmMmaCopier : SpmmMmaStages<Traits> {
     int32_t features[kXCopies], next[kXCopies];
     ptx::LoadShared(entry, features);
 #pragma unroll 2
-    for (; target < end; target += kMmaSlots * kRowStride) {
-      entry += kMmaSlots * sizeof(TableEntry);
+    for (; target < end; target += kSlotUnit * kRowStride) {
+      entry += kSlotUnit * sizeof(TableEntry);
       ptx::LoadShared(entry, next);  // behind the last entry there is something, too
 #pragma unroll
       for (int i = 0; i < kXCopies; ++i) {

@@ -25,6 +25,9 @@ struct SpmmMmaTraits {
   using Tile = Tile_;
   static constexpr Staging kStaging = kStaging_;
   static constexpr int kGroupCols = kGroupCols_;
+  using Lines = SwizzledLines<T>;
+  static constexpr int kSlotUnit = kMmaSlots;
+  static constexpr int kCopyThreads = kMmaCopyThreads;
   static constexpr bool kHalf = sizeof(T) == 2;
   static constexpr int kDepth = kHalf ? 16 : 8;  // slots of one product
   static constexpr int kProducts = kMmaSlots / kDepth;

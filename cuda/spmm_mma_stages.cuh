@@ -1,5 +1,5 @@
-// Where a block of spmm on the tensor cores of a warp is, and how its shared memory is laid out:
-// what the warps that copy and the warps that multiply have to agree on.
+// Where a block of an spmm is whose warps copy or multiply, and how its shared memory is laid out:
+// what both have to agree on. On tensor cores of a warp and on CUDA cores alike.
 //
 // A stage holds the operands of one step: x for some slots (whole windows, or gathered rows) and
 // the values of those slots. A table says where each slot's row of x is. Two barriers for each
@@ -12,6 +12,20 @@
 #include "ptx.cuh"
 
 namespace jax_nm {
+
+// Machine code for sm_90a moves registers from the warps that copy to those that multiply, so that
+// two blocks, and two warps that multiply for each scheduler, share a multiprocessor: one warp
+// starts a product of tensor cores every 9 cycles, they could every 6.
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+constexpr bool kMmaMovesRegisters = true;
+#else
+constexpr bool kMmaMovesRegisters = false;
+#endif
+constexpr int kMmaCopyRegisters = 56;
+constexpr int kMmaMultiplyRegisters = 200;
+constexpr int kMmaRegisters = 128;  // of every thread before and after
+static_assert(kMmaCopyRegisters + kMmaMultiplyRegisters == 2 * kMmaRegisters,
+              "As many threads multiply as copy");
 
 // Lines of whole 128 bytes whose 16-byte units change places, unit u to u ^ Swizzle(line): what is
 // read at once, the same unit of eight consecutive lines (in float32 two units of four), lies in
@@ -27,16 +41,25 @@ struct SwizzledLines {
   }
 };
 
+// Lines as they are, where a warp reads whole 128 bytes of one line at once.
+struct PlainLines {
+  static constexpr int32_t kPeriod = 1;
+  static __device__ __forceinline__ int32_t Offset(int32_t line, int32_t byte, int32_t stride) {
+    return line * stride + byte;
+  }
+};
+
 template <class Traits>
 struct SpmmMmaStages {
   using T = typename Traits::T;
   using Tile = typename Traits::Tile;
-  using Lines = SwizzledLines<T>;
+  using Lines = typename Traits::Lines;
   static constexpr bool kWindow = Traits::kStaging == Staging::kWindow;
   // Windows: where the slot's line begins in its stage, in 16-byte units, swizzled. Gathering: the
   // feature that is copied, or -1.
   using TableEntry = std::conditional_t<kWindow, uint16_t, int32_t>;
 
+  static constexpr int kSlotUnit = Traits::kSlotUnit;  // slots that are multiplied at a time
   static constexpr int kElement = sizeof(T);
   static constexpr int kRowStride = Tile::kBlockRows * kElement;
   static constexpr int kValueStride = Tile::kBlockCols * kElement;
@@ -78,7 +101,7 @@ struct SpmmMmaStages {
   // entries of the table are written and when its copies have landed.
   __device__ __forceinline__ void InitBarriers() const {
     for (int32_t stage = 0; stage < args.config.stages; ++stage) {
-      ptx::BarrierInit(Full(stage), 2 * kMmaCopyThreads);
+      ptx::BarrierInit(Full(stage), 2 * Traits::kCopyThreads);
       ptx::BarrierInit(Empty(stage), Tile::kWarps);
     }
   }
@@ -86,7 +109,7 @@ struct SpmmMmaStages {
   // Slots of the step, rounded up to whole products: the surplus is zero.
   __device__ __forceinline__ int32_t StepSlots(int32_t step) const {
     const int32_t left = args.valid_kept - step * args.config.block_kept;
-    return RoundUp(min(left, args.config.block_kept), kMmaSlots);
+    return RoundUp(min(left, args.config.block_kept), kSlotUnit);
   }
 
   __device__ __forceinline__ int32_t GroupOf(int32_t column) const {

@@ -6,6 +6,7 @@
 
 #include "kernel_args.h"
 #include "tuning_cost.h"
+#include "tuning_ffma.h"
 #include "tuning_hopper.h"
 #include "tuning_mma.h"
 #include "tuning_short.h"
@@ -103,6 +104,8 @@ Config BaseConfig(const KernelInfo& kernel, int32_t element_bytes) {
     case KernelId::kSpmmMma128x128Gather:
     case KernelId::kSpmmMma64x64Window:
     case KernelId::kSpmmMma64x64Gather:
+    case KernelId::kSpmmFfma128x128Window:
+    case KernelId::kSpmmFfma128x128Gather:
     case KernelId::kSpmmSkinny8:
     case KernelId::kSpmmSkinny16:
     case KernelId::kSpmmSkinny32:
@@ -147,7 +150,9 @@ void Finish(const Problem& p, Config& c) {
 std::vector<Config> Shapes(const Problem& p, const KernelInfo& kernel) {
   std::vector<Config> shapes;
   const bool mma = IsMma(kernel.id);
-  const Config base = mma ? MmaConfig(p, kernel) : BaseConfig(kernel, ByteWidth(p.dtype));
+  const Config base = mma                 ? MmaConfig(p, kernel)
+                      : IsFfma(kernel.id) ? FfmaConfig(kernel)
+                                          : BaseConfig(kernel, ByteWidth(p.dtype));
   if (p.op == Op::kSpmm && kernel.staging == Staging::kWindow) {
     const int32_t most = mma ? 128 : 64;
     for (int32_t windows = 1; windows == 1 || windows * p.n <= most; windows *= 2) {
@@ -211,6 +216,7 @@ Verdict CheckKernel(const Problem& p, const Device& device, const KernelInfo& ke
   if (IsMma(kernel.id)) {
     return MmaReason(p, kernel.id).empty() ? Verdict::kChosen : Verdict::kMma;
   }
+  if (IsFfma(kernel.id)) return FfmaReason(p).empty() ? Verdict::kChosen : Verdict::kFfma;
   if (IsSkinny(kernel.id)) {
     return SkinnyReason(p, kernel.id).empty() ? Verdict::kChosen : Verdict::kSkinny;
   }
@@ -242,7 +248,7 @@ Candidate BestOf(const Problem& p, const Device& device, const KernelInfo& kerne
   const int64_t partial_bytes = std::max<int64_t>(ResultElements(p), 1) * 4;
   for (Config c : Shapes(p, kernel)) {
     for (int32_t stages : {2, 3, 1, 4, 6}) {
-      if (stages > 3 && !IsMma(kernel.id)) break;
+      if (stages > 3 && !IsMma(kernel.id) && !IsFfma(kernel.id)) break;
       c.stages = stages;
       c.split = 1;
       Finish(p, c);
@@ -257,8 +263,9 @@ Candidate BestOf(const Problem& p, const Device& device, const KernelInfo& kerne
       for (int32_t split : kSplits) {
         if (split > 1 && (split > steps || split * partial_bytes > workspace_bytes)) break;
         c.split = split;
-        const double cycles =
-            IsMma(kernel.id) ? MmaCycles(p, device, c) : EstimateCycles(p, device, c);
+        const double cycles = IsMma(kernel.id)    ? MmaCycles(p, device, c)
+                              : IsFfma(kernel.id) ? FfmaCycles(p, device, c)
+                                                  : EstimateCycles(p, device, c);
         if (best.verdict != Verdict::kChosen || cycles < best.cycles) {
           best = {&kernel, Verdict::kChosen, c, cycles};
         }
@@ -419,6 +426,8 @@ std::string Reason(const Problem& p, const Choice& choice, const Candidate& cand
       return ShortReason(p);
     case Verdict::kMma:
       return MmaReason(p, candidate.kernel->id);
+    case Verdict::kFfma:
+      return FfmaReason(p);
     case Verdict::kSkinny:
       return SkinnyReason(p, candidate.kernel->id);
   }

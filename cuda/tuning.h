@@ -57,6 +57,7 @@ enum class Verdict {
   kHopper,         // what the Hopper kernels need of a problem, see HopperReason
   kShort,          // the same of the kernel for short vectors, see ShortReason
   kMma,            // the same of those for the tensor cores of a warp, see MmaReason
+  kFfma,           // the same of those that copy and multiply in float32, see FfmaReason
   kSkinny,         // what the skinny kernels need of a problem, see SkinnyReason
 };
 

@@ -40,6 +40,8 @@ const std::vector<KernelInfo>& Kernels() {
       {KernelId::kSpmmSkinnyBulk16, "spmm_skinny_bulk_16", Op::kSpmm, kWindow},
       {KernelId::kSpmmSkinnyBulk32, "spmm_skinny_bulk_32", Op::kSpmm, kWindow},
       {KernelId::kSpmmSkinnyBulk64, "spmm_skinny_bulk_64", Op::kSpmm, kWindow},
+      {KernelId::kSpmmFfma128x128Window, "spmm_ffma_128x128_window", Op::kSpmm, kWindow},
+      {KernelId::kSpmmFfma128x128Gather, "spmm_ffma_128x128_gather", Op::kSpmm, kGather},
       {KernelId::kSpmmSkinny8, "spmm_skinny_8", Op::kSpmm, kWindow},
       {KernelId::kSpmmSkinny16, "spmm_skinny_16", Op::kSpmm, kWindow},
       {KernelId::kSpmmSkinny32, "spmm_skinny_32", Op::kSpmm, kWindow},
