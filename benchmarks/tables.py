@@ -2,12 +2,16 @@
 
     python benchmarks/tables.py
 
-fills two kinds of blocks, each up to its ``<!-- end -->``:
+fills four kinds of blocks, each up to its ``<!-- end -->``:
 
 ``<!-- table: gpu/suite.json 4096,4096,4096 ... -->``
     a line per problem of the named shapes (rows,cols,depth), or of all;
 ``<!-- summary: gpu/suite.json -->``
-    a line per kind of problem, over all its shapes.
+    a line per kind of problem, over all its shapes;
+``<!-- rows: gpu/suite.json -->``
+    the same, with a line per number of rows;
+``<!-- layer: gpu/layer.json -->``
+    a line per number of tokens of a decoder layer.
 """
 
 from __future__ import annotations
@@ -21,7 +25,8 @@ from typing import Any
 
 ROOT = pathlib.Path(__file__).parent.parent
 BLOCK = re.compile(
-    r"(<!-- (table|summary): (\S+)([ \d,]*) -->\n).*?(<!-- end -->)", re.DOTALL
+    r"(<!-- (table|summary|rows|layer): (\S+)([ \d,]*) -->\n).*?(<!-- end -->)",
+    re.DOTALL,
 )
 KIND = ("product", "dtype", "L")
 
@@ -42,13 +47,14 @@ def table(path: pathlib.Path, shapes: list[str]) -> str:
     )
 
 
-def summary(path: pathlib.Path, shapes: list[str]) -> str:
+def summary(path: pathlib.Path, shapes: list[str], by_rows: bool = False) -> str:
     """A line per kind: the geometric mean of the speed-up, its minimum and maximum."""
     results = json.loads(path.read_text())
     ratios: dict[tuple, dict[tuple, list[float]]] = {}
     for p in results["points"]:
         if not shapes or f"{p['rows']},{p['cols']},{p['depth']}" in shapes:
-            of_kind = ratios.setdefault(_kind(p), {})
+            kind = (p["rows"], *_kind(p)) if by_rows else _kind(p)
+            of_kind = ratios.setdefault(kind, {})
             of_kind.setdefault((p["n"], p["m"]), []).append(p["dense_ms"] / p["ms"])
     cells = {
         (*kind, _counts(of_kind.values())): {
@@ -58,7 +64,24 @@ def summary(path: pathlib.Path, shapes: list[str]) -> str:
         }
         for kind, of_kind in ratios.items()
     }
-    return _markdown(results["meta"], (*KIND, "shapes"), cells)
+    names = ("rows", *KIND) if by_rows else KIND
+    return _markdown(results["meta"], (*names, "shapes"), cells)
+
+
+def rows(path: pathlib.Path, shapes: list[str]) -> str:
+    """As `summary`, with a line per number of rows too."""
+    return summary(path, shapes, by_rows=True)
+
+
+def layer(path: pathlib.Path, _: list[str]) -> str:
+    """A line per number of tokens: the speed-up of a whole decoder layer."""
+    results = json.loads(path.read_text())
+    cells: dict[tuple, dict[tuple, str]] = {}
+    for p in results["points"]:
+        line = (p["model"], "training" if p["train"] else "inference", p["rows"])
+        ratio = f"{p['dense_ms'] / p['ms']:.2f}"
+        cells.setdefault(line, {})[p["n"], p["m"]] = ratio
+    return _markdown(results["meta"], ("model", "step", "tokens"), cells)
 
 
 def _counts(columns: Iterable[list[float]]) -> str:
@@ -101,7 +124,8 @@ def main() -> None:
     def fill(match: re.Match) -> str:
         head, kind, name, shapes, end = match.groups()
         path = ROOT / "benchmarks" / "results" / name
-        write = {"table": table, "summary": summary}[kind]
+        kinds = {"table": table, "summary": summary, "rows": rows, "layer": layer}
+        write = kinds[kind]
         return head + (write(path, shapes.split()) if path.exists() else "") + end
 
     readme.write_text(BLOCK.sub(fill, readme.read_text()))

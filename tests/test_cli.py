@@ -609,6 +609,13 @@ def test_tables_of_the_readme(tmp_path):
         "| spmm | float32 | 128 | 1 to 2 | 1.00 (1.00 to 1.00) | 2.00 (1.00 to 4.00) |",
         "| spmm, gelu | float16 highest | 128 | 1 |  | 1.00 (1.00 to 1.00) |",
     ]
+    assert "| 4 | spmm | float32 | 128 | 1 |  | 4.00 (4.00 to 4.00) |" in tables.rows(
+        file, []
+    )
+    layer = {"model": "M", "train": False, "rows": 8, "n": 2, "m": 8}
+    layers = [layer | {"ms": 0.5, "dense_ms": 1.5}]
+    report.save(file, {"device": "D", "jax": "1", "date": "today"}, layers)
+    assert "| M | inference | 8 | 3.00 |" in tables.layer(file, [])
     text = "<!-- table: a/b.json 16,16,16 4,16,16 -->\n| old |\n<!-- end -->"
     assert tables.BLOCK.fullmatch(text)[4].split() == ["16,16,16", "4,16,16"]
 
