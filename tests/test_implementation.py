@@ -400,13 +400,14 @@ def lowered(
 def test_the_kernel_is_an_attribute_of_the_call(monkeypatch, with_cuda, name, arch):
     monkeypatch.setattr(_lowering, "local_arch", lambda: arch)
     rows = 16 if "skinny" in name else 4096
-    calls = dict(lowered(rows, name))
+    dtype = "float32" if "ffma" in name else "bfloat16"
+    calls = dict(lowered(rows, name, dtype=dtype))
     assert calls == {
         "jax_nm.spmm": str(KERNELS[name]),
         "jax_nm.spmm_t": "0",
         "jax_nm.sddmm": "0",
     }
-    fused = dict(lowered(rows, name, activation="silu"))
+    fused = dict(lowered(rows, name, dtype=dtype, activation="silu"))
     assert fused["jax_nm.spmm_fused"] == str(KERNELS[name])
 
 
