@@ -139,10 +139,9 @@ using SpmmLarge = SpmmTile<128, 128, 8, 8, 2>;
 using SpmmMedium = SpmmTile<64, 64, 8, 4, 4>;
 using SpmmSmall = SpmmTile<32, 32, 4, 4, 8>;
 
-// spmm in float32 on CUDA cores, where some warps copy and the others multiply. Shared memory gives
-// each lane of one warp 4 bytes a cycle, broadcast or not, and the four schedulers multiply 128
-// times: of a cycle in which they do, a thread tile of r x c takes 4 (r + c) / (r c) from shared
-// memory, 1 for 8 x 8, which is the limit there, and 0.75 for 16 x 8.
+// spmm in float32 on CUDA cores, where some warps copy and the others multiply. A warp's 16-byte
+// load takes 2 cycles of shared memory with lanes placed as above, and 4 otherwise: for a slot a
+// warp with thread tiles of 16 x 8 loads 6 times, while its scheduler multiplies for 128 cycles.
 using SpmmFfmaLarge = SpmmTile<128, 128, 16, 8, 2>;
 constexpr int32_t kFfmaCopyThreads = 128;  // further threads of a block, which copy
 constexpr int32_t kFfmaGroupCols = 32;     // a warp's columns, which lie in one group

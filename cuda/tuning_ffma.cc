@@ -50,7 +50,7 @@ Config FfmaConfig(const KernelInfo& kernel) {
 //   issue    R C / (4 * 32) * (1 + 9 / (r c)) + 7 instructions for each copy / 4 cycles: of 541 and
 //            556 instructions in the loops that multiply four slots, 512 are multiplications;
 //   shared   R C (1 / r + 1 / c) * 4 bytes read, and (x lines * R + C) * 4 written, at 128 a cycle:
-//            what the lanes of a warp share is returned to each of them;
+//            an upper bound, since neighbouring lanes that share an address are served at once;
 //   ingress  (x lines * R + C) * 4 bytes from L2,
 //
 // where x lines is m / n from windows and the groups of the tile when gathering. At 128 x 128 and
