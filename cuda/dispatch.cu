@@ -54,15 +54,10 @@ KernelTable HopperTableOf(const Problem& p, const Config& config) {
 KernelTable HopperTableOf(const Problem&, const Config&) { return {nullptr, 0}; }
 #endif
 
-// Whose code is for sm_90a.
-bool IsOfHopper(KernelId kernel) {
-  return IsHopper(kernel) || IsShort(kernel) || IsSkinnyBulk(kernel);
-}
-
 // Null if there is none: `Choose` rules that out.
 KernelEntry* FindEntry(const Problem& p, const Config& config) {
   const KernelTable table =
-      IsOfHopper(config.kernel) ? HopperTableOf(p, config) : TableOf(p, config);
+      NeedsSm90a(config.kernel) ? HopperTableOf(p, config) : TableOf(p, config);
   for (int32_t i = 0; i < table.count; ++i) {
     KernelEntry& entry = table.entries[i];
     if (entry.kernel == config.kernel && entry.variant == VariantOf(config)) return &entry;
@@ -134,7 +129,7 @@ cudaError_t Prepare(const Problem& p, const Config& config, int device) {
   if (error != cudaSuccess) return error;
   error = cudaFuncSetAttribute(entry->function, cudaFuncAttributeMaxDynamicSharedMemorySize, limit);
   if (error != cudaSuccess) return error;
-  if (IsOfHopper(config.kernel)) {
+  if (NeedsSm90a(config.kernel)) {
     error = PrepareHopper();
     if (error != cudaSuccess) return error;
   }

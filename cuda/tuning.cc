@@ -85,6 +85,13 @@ Config BaseConfig(const KernelInfo& kernel, int32_t element_bytes) {
     case KernelId::kSpmm32x32Window:
     case KernelId::kSpmm32x32Gather:
       return SpmmConfig<SpmmSmall>(kernel);
+    case KernelId::kSpmmFfma128x128Window:
+    case KernelId::kSpmmFfma128x128Gather: {
+      Config c = SpmmConfig<SpmmFfmaLarge>(kernel);
+      c.threads += kFfmaCopyThreads;
+      c.group_cols = kFfmaGroupCols;
+      return c;
+    }
     case KernelId::kSpmmT4x16:
       return SpmmTConfig<SpmmT4x16>(kernel);
     case KernelId::kSpmmT2x16:
@@ -104,8 +111,6 @@ Config BaseConfig(const KernelInfo& kernel, int32_t element_bytes) {
     case KernelId::kSpmmMma128x128Gather:
     case KernelId::kSpmmMma64x64Window:
     case KernelId::kSpmmMma64x64Gather:
-    case KernelId::kSpmmFfma128x128Window:
-    case KernelId::kSpmmFfma128x128Gather:
     case KernelId::kSpmmSkinny8:
     case KernelId::kSpmmSkinny16:
     case KernelId::kSpmmSkinny32:
@@ -150,9 +155,7 @@ void Finish(const Problem& p, Config& c) {
 std::vector<Config> Shapes(const Problem& p, const KernelInfo& kernel) {
   std::vector<Config> shapes;
   const bool mma = IsMma(kernel.id);
-  const Config base = mma                 ? MmaConfig(p, kernel)
-                      : IsFfma(kernel.id) ? FfmaConfig(kernel)
-                                          : BaseConfig(kernel, ByteWidth(p.dtype));
+  const Config base = mma ? MmaConfig(p, kernel) : BaseConfig(kernel, ByteWidth(p.dtype));
   if (p.op == Op::kSpmm && kernel.staging == Staging::kWindow) {
     const int32_t most = mma ? 128 : 64;
     for (int32_t windows = 1; windows == 1 || windows * p.n <= most; windows *= 2) {
@@ -206,9 +209,7 @@ Verdict CheckKernel(const Problem& p, const Device& device, const KernelInfo& ke
   if (device.arch == 0) return Verdict::kArch;
   if (p.dtype == DType::kFloat64 || p.result_dtype == DType::kFloat64) return Verdict::kDtype;
   if (std::max({p.rows, p.depth, p.cols, p.kept}) > kMaxDimension) return Verdict::kTooLarge;
-  if ((IsHopper(kernel.id) || IsShort(kernel.id) || IsSkinnyBulk(kernel.id)) && !device.wgmma) {
-    return Verdict::kWgmma;
-  }
+  if (NeedsSm90a(kernel.id) && !device.wgmma) return Verdict::kWgmma;
   if (IsShort(kernel.id)) return ShortReason(p).empty() ? Verdict::kChosen : Verdict::kShort;
   if (IsHopper(kernel.id)) {
     return HopperReason(p, kernel.id).empty() ? Verdict::kChosen : Verdict::kHopper;
@@ -445,6 +446,10 @@ int64_t WorkspaceBytes(const Problem& p) {
   int64_t split = std::min({CeilDiv64(kEnoughTiles, tiles), CeilDiv64(reduction, 32),
                             int64_t{kMaxSplit}, kMaxWorkspaceBytes / (elements * 4)});
   return split < 2 ? 0 : split * elements * 4;
+}
+
+bool NeedsSm90a(KernelId kernel) {
+  return IsHopper(kernel) || IsShort(kernel) || IsSkinnyBulk(kernel);
 }
 
 double FewRowsMicroseconds(const Problem& p, bool wgmma) {

@@ -87,6 +87,9 @@ std::string Reason(const Problem& p, const Choice& choice, const Candidate& cand
 // shapes alone, because it is fixed when a program is lowered.
 int64_t WorkspaceBytes(const Problem& p);
 
+// Whether a kernel exists in machine code for sm_90a alone.
+bool NeedsSm90a(KernelId kernel);
+
 // The estimated time of the kernel that Choose chooses, of a product with few rows: for one that
 // wants x feature-major with a transpose of x in front of it. Infinite if there is no kernel.
 // `wgmma` as for Choose.

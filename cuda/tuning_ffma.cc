@@ -29,22 +29,6 @@ std::string FfmaReason(const Problem& p) {
   return "";
 }
 
-Config FfmaConfig(const KernelInfo& kernel) {
-  using Tile = SpmmFfmaLarge;
-  Config c{};
-  c.kernel = kernel.id;
-  c.staging = kernel.staging;
-  c.block_rows = Tile::kBlockRows;
-  c.block_cols = Tile::kBlockCols;
-  c.thread_rows = Tile::kThreadRows;
-  c.thread_cols = Tile::kThreadCols;
-  c.thread_kept = 1;
-  c.threads = Tile::kThreads + kFfmaCopyThreads;
-  c.row_warps = Tile::kRowWarps;
-  c.group_cols = kFfmaGroupCols;
-  return c;
-}
-
 // A slot of a tile of R x C, with thread tiles of r x c, asks of a multiprocessor
 //
 //   issue    R C / (4 * 32) * (1 + 9 / (r c)) + 7 instructions for each copy / 4 cycles: of 541 and

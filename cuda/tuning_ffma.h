@@ -11,9 +11,6 @@ namespace jax_nm {
 // What the kernel needs of the problem and does not find, as a sentence; empty if nothing.
 std::string FfmaReason(const Problem& p);
 
-// What the tile fixes.
-Config FfmaConfig(const KernelInfo& kernel);
-
 // The estimated cycles of a whole launch.
 double FfmaCycles(const Problem& p, const Device& device, const Config& c);
 

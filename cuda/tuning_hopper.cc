@@ -117,13 +117,7 @@ Config BlocksOf(const Problem& p, const Shape& s) {
   return c;
 }
 
-// The tiles in flight walk over the reduction in step, so what L2 takes from memory is one panel of
-// x per row of tiles and one of the other operand per column of them. At 8192^3, 4:32, bands of 8
-// columns of 256 x 128 tiles read 71 MB of x in each wave of 17 us, the chosen bands of 32 read 21
-// MB: 0.273 and 0.261 ms on an H200.
-int32_t RasterCols(const Problem& p, const Shape& s, const TileCounts& tiles, int32_t num_sms) {
-  const int64_t n = tiles.outer, cols = tiles.inner;
-  const int64_t in_flight = std::min<int64_t>(num_sms, n * cols);
+int32_t RasterColsOf(const Problem& p, const Shape& s, const TileCounts& tiles, int32_t num_sms) {
   double n_bytes = 0.0, col_bytes = 0.0;
   switch (p.op) {
     case Op::kSpmm:
@@ -140,16 +134,7 @@ int32_t RasterCols(const Problem& p, const Shape& s, const TileCounts& tiles, in
       col_bytes = 2.0 * s.block_cols * p.rows;
       break;
   }
-  int64_t best = 0;
-  double best_bytes = 0.0;
-  for (int64_t c = std::max<int64_t>(1, in_flight / n); c <= std::min(cols, in_flight); ++c) {
-    const double bytes = std::min(n, CeilDiv64(in_flight, c)) * n_bytes + c * col_bytes;
-    if (best == 0 || bytes < best_bytes) {
-      best = c;
-      best_bytes = bytes;
-    }
-  }
-  return static_cast<int32_t>(CeilDiv64(cols, CeilDiv64(cols, best)));
+  return RasterCols(tiles, n_bytes, col_bytes, num_sms);
 }
 
 int64_t TilesOfLaunch(const Problem& p, const Config& c) {
@@ -198,7 +183,7 @@ std::vector<Config> LaunchesOf(const Problem& p, KernelId kernel, int32_t num_sm
   c.split = 1;
   c.groups_in_tile = s.groups;
   c.shared_group = true;
-  c.raster_cols = RasterCols(p, s, Tiles(p, c), num_sms);
+  c.raster_cols = RasterColsOf(p, s, Tiles(p, c), num_sms);
   c.blocks = static_cast<int32_t>(std::min<int64_t>(tiles, num_sms));
   c.cluster = 1;
   c.shared_bytes = s.shared_bytes;
@@ -220,6 +205,22 @@ std::vector<Config> LaunchesOf(const Problem& p, KernelId kernel, int32_t num_sm
 double ValuesBytes(const Problem& p) { return 2.0 * p.batch * p.kept * p.cols; }
 
 }  // namespace
+
+int32_t RasterCols(const TileCounts& tiles, double outer_bytes, double inner_bytes,
+                   int32_t num_sms) {
+  const int64_t outer = tiles.outer, cols = tiles.inner;
+  const int64_t in_flight = std::min<int64_t>(num_sms, outer * cols);
+  int64_t best = 0;
+  double best_bytes = 0.0;
+  for (int64_t c = std::max<int64_t>(1, in_flight / outer); c <= std::min(cols, in_flight); ++c) {
+    const double bytes = std::min(outer, CeilDiv64(in_flight, c)) * outer_bytes + c * inner_bytes;
+    if (best == 0 || bytes < best_bytes) {
+      best = c;
+      best_bytes = bytes;
+    }
+  }
+  return static_cast<int32_t>(CeilDiv64(cols, CeilDiv64(cols, best)));
+}
 
 bool IsHopper(KernelId kernel) { return FindShape(kernel) != nullptr; }
 

@@ -58,24 +58,6 @@ int64_t TilesOf(const Problem& p) {
   return p.batch * CeilDiv64(p.rows, kShortRows) * CeilDiv64(p.cols, kShortCols);
 }
 
-// As of the other Hopper kernels: tiles in flight read few panels of x and of the values.
-int32_t RasterCols(const Problem& p, const TileCounts& tiles, int32_t num_sms) {
-  const int64_t rows = tiles.outer, cols = tiles.inner;
-  const int64_t in_flight = std::min<int64_t>(num_sms, rows * cols);
-  int64_t best = 0;
-  double best_bytes = 0.0;
-  for (int64_t c = std::max<int64_t>(1, in_flight / rows); c <= std::min(cols, in_flight); ++c) {
-    const double bytes =
-        2.0 * std::min(rows, CeilDiv64(in_flight, c)) * kShortRows * double(p.depth) +
-        2.0 * c * kShortCols * double(p.kept);
-    if (best == 0 || bytes < best_bytes) {
-      best = c;
-      best_bytes = bytes;
-    }
-  }
-  return static_cast<int32_t>(CeilDiv64(cols, CeilDiv64(cols, best)));
-}
-
 std::string MultipleOf8(const char* name, int64_t got) {
   return std::string("needs ") + name + " to be a multiple of 8, the 16 bytes of a vector, got " +
          std::to_string(got);
@@ -119,7 +101,8 @@ std::vector<Config> ShortConfigs(const Problem& p, const Device& device) {
   std::vector<Config> configs = StepsThatFit(p);
   for (Config& c : configs) {
     c.blocks = static_cast<int32_t>(std::min<int64_t>(TilesOf(p), device.num_sms));
-    c.raster_cols = RasterCols(p, Tiles(p, c), device.num_sms);
+    c.raster_cols = RasterCols(Tiles(p, c), 2.0 * kShortRows * double(p.depth),
+                               2.0 * kShortCols * double(p.kept), device.num_sms);
   }
   return configs;
 }
