@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "tuning_mma.h"
+
 namespace jax_nm {
 
 std::string FfmaReason(const Problem& p) {
@@ -47,21 +49,13 @@ double FfmaCycles(const Problem& p, const Device& device, const Config& c) {
   constexpr double kSharedBytes = 128.0;  // a cycle
   constexpr double kIngressBytes = 42.0;  // a cycle and SM: 9 TB/s together
   constexpr double kStep = 150.0;         // of a block, in which others on its SM go on
-  constexpr double kLaunch = 5000.0, kLatency = 1200.0;
+  constexpr double kLaunch = 5000.0;
   const SharedLayout layout = MakeSharedLayout(p.op, c, p.m, 4);
   const double slots = layout.second_count;
   const double rows = c.block_rows, cols = c.block_cols;
 
-  const TileCounts tiles = Tiles(p, c);
-  const double owned = double(p.batch) * tiles.outer * tiles.inner;
-  const double blocks = owned * c.split;
-  const double steps = double(CeilDiv(Steps(p, c), c.split));
-  const double per_sm =
-      std::max(1.0, double((int64_t(blocks) + device.num_sms - 1) / device.num_sms));
   // Two blocks need registers that only machine code for sm_90a moves.
-  const double most = device.wgmma ? kMmaBlocks : 1.0;
-  const double fitting = std::min(double(device.sm_shared_bytes / (c.shared_bytes + 1024)), most);
-  const double resident = std::max(1.0, std::min(fitting, per_sm));
+  const CopierBlocks blocks = CopierBlocksOf(p, device, c, device.wgmma ? kMmaBlocks : 1.0);
 
   const double lines = layout.first_count;
   const double copied = (lines * rows + slots * cols) * 4.0;
@@ -71,17 +65,9 @@ double FfmaCycles(const Problem& p, const Device& device, const Config& c) {
       (products * (1.0 + kOverhead / tile) + kCopyInstructions * copied / 16.0) / device.fp32_lanes;
   const double read = products * (c.thread_rows + c.thread_cols) / tile * 4.0;
   const double shared = (read + copied) / kSharedBytes;
-  const double busy =
-      std::max({issue, shared, copied / kIngressBytes}) / kShare / (resident > 1.0 ? 1.0 : kAlone);
-  const double per_step = busy + (kStep + (c.stages == 1 ? kLatency : 0.0)) / resident;
-
-  const double result_bytes = 4.0 * rows * cols;
-  const double once = (2.0 * kLatency + result_bytes / 16.0) / resident;
-  double cycles = kLaunch + per_sm * (steps * per_step + once);
-  if (c.split > 1) {
-    cycles += kLaunch + owned * result_bytes * (c.split + 1) / (16.0 * device.num_sms);
-  }
-  return cycles;
+  const double busy = std::max({issue, shared, copied / kIngressBytes}) / kShare /
+                      (blocks.resident > 1.0 ? 1.0 : kAlone);
+  return CopierCycles(device, c, blocks, busy, kStep, kLaunch);
 }
 
 }  // namespace jax_nm

@@ -103,6 +103,31 @@ Config MmaConfig(const Problem& p, const KernelInfo& kernel) {
   return c;
 }
 
+CopierBlocks CopierBlocksOf(const Problem& p, const Device& device, const Config& c, double most) {
+  const TileCounts tiles = Tiles(p, c);
+  CopierBlocks b{};
+  b.owned = double(p.batch) * tiles.outer * tiles.inner;
+  b.steps = double(CeilDiv(Steps(p, c), c.split));
+  b.per_sm =
+      std::max(1.0, double((int64_t(b.owned * c.split) + device.num_sms - 1) / device.num_sms));
+  const double fitting = std::min(double(device.sm_shared_bytes / (c.shared_bytes + 1024)), most);
+  b.resident = std::max(1.0, std::min(fitting, b.per_sm));
+  return b;
+}
+
+double CopierCycles(const Device& device, const Config& c, const CopierBlocks& b, double busy,
+                    double step, double launch) {
+  constexpr double kLatency = 1200.0;
+  const double per_step = busy + (step + (c.stages == 1 ? kLatency : 0.0)) / b.resident;
+  const double result_bytes = 4.0 * c.block_rows * c.block_cols;
+  const double once = (2.0 * kLatency + result_bytes / 16.0) / b.resident;
+  double cycles = launch + b.per_sm * (b.steps * per_step + once);
+  if (c.split > 1) {
+    cycles += launch + b.owned * result_bytes * (c.split + 1) / (16.0 * device.num_sms);
+  }
+  return cycles;
+}
+
 // Chosen to follow an H200 at 4096^3 and 256,4096,4096, taking 1.755 GHz for its clock: of 150
 // launches with 16 to 128 slots in a step and one to four stages the measured times are 0.75
 // to 1.08 of the estimates, and the fastest of each problem and kernel is chosen, or one within 4 %
@@ -117,7 +142,7 @@ double MmaCycles(const Problem& p, const Device& device, const Config& c) {
   constexpr double kSharedBytes = 128.0;  // a cycle
   constexpr double kIngressBytes = 42.0;  // from L2, a cycle and SM: 9 TB/s together
   constexpr double kStep = 380.0;         // of a block, in which others on its SM go on
-  constexpr double kLaunch = 8500.0, kLatency = 1200.0;
+  constexpr double kLaunch = 8500.0;
   const Shape& s = *FindShape(c.kernel);
   const bool half = ByteWidth(p.dtype) == 2;
   const double element = ByteWidth(p.dtype);
@@ -126,15 +151,9 @@ double MmaCycles(const Problem& p, const Device& device, const Config& c) {
   const double warps = (c.threads - kMmaCopyThreads) / 32.0;
   const bool window = c.staging == Staging::kWindow;
 
-  const TileCounts tiles = Tiles(p, c);
-  const double owned = double(p.batch) * tiles.outer * tiles.inner;
-  const double blocks = owned * c.split;
-  const double steps = double(CeilDiv(Steps(p, c), c.split));
-  const double per_sm =
-      std::max(1.0, double((int64_t(blocks) + device.num_sms - 1) / device.num_sms));
-  const double fitting = std::min(double(device.sm_shared_bytes / (c.shared_bytes + 1024)),
-                                  double(device.wgmma ? std::max(s.blocks, kMmaBlocks) : s.blocks));
-  const double resident = std::max(1.0, std::min(fitting, per_sm));
+  const double most = device.wgmma ? std::max(s.blocks, kMmaBlocks) : s.blocks;
+  const CopierBlocks blocks = CopierBlocksOf(p, device, c, most);
+  const double resident = blocks.resident;
 
   const double peak = kOfPeak * device.tensor_flops / 2.0;
   const double rate = (half ? std::min(kHalfProducts, peak) : std::min(kTf32Products, peak / 2.0)) *
@@ -147,15 +166,7 @@ double MmaCycles(const Problem& p, const Device& device, const Config& c) {
   const double value_read = warps * slots * c.thread_cols * element;
   const double shared = (x_read * (window ? kConflicts : 1.0) + value_read + copied) / kSharedBytes;
   const double busy = std::max({products, shared, copied / kIngressBytes});
-  const double per_step = busy + (kStep + (c.stages == 1 ? kLatency : 0.0)) / resident;
-
-  const double result_bytes = 4.0 * c.block_rows * c.block_cols;
-  const double once = (2.0 * kLatency + result_bytes / 16.0) / resident;
-  double cycles = kLaunch + per_sm * (steps * per_step + once);
-  if (c.split > 1) {
-    cycles += kLaunch + owned * result_bytes * (c.split + 1) / (16.0 * device.num_sms);
-  }
-  return cycles;
+  return CopierCycles(device, c, blocks, busy, kStep, kLaunch);
 }
 
 }  // namespace jax_nm
