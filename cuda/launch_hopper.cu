@@ -35,6 +35,7 @@ struct Lines {
   int64_t lines;
   int64_t pitch_lines;
   int64_t batch;
+  bool rounds_to_tf32 = false;  // float32, on its way to shared memory
 };
 
 // Boxes of one 128-byte line by `box_lines`, stored with the 128-byte swizzle. What is not visible
@@ -49,8 +50,9 @@ cudaError_t MakeMap(const Lines& m, int32_t box_lines, CUtensorMap* map) {
                             static_cast<cuuint32_t>(box_lines), 1};
   const cuuint32_t steps[] = {1, 1, 1};
   const CUresult result = encode.load(std::memory_order_acquire)(
-      map, MapType(m.dtype), 3, const_cast<void*>(m.data), extents, strides, box, steps,
-      CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+      map, m.rounds_to_tf32 ? CU_TENSOR_MAP_DATA_TYPE_TFLOAT32 : MapType(m.dtype), 3,
+      const_cast<void*>(m.data), extents, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+      CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
       CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
@@ -110,7 +112,8 @@ HopperArgs MakeHopperArgs(const Problem& p, const Config& config, const Buffers&
 bool IsAligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
 
 cudaError_t MakeDyMap(const Problem& p, const void* data, CUtensorMap* map) {
-  return MakeMap({data, p.dtype, p.rows, p.rows, p.cols, p.cols, p.batch}, 64, map);
+  const bool tf32 = p.dtype == DType::kFloat32;
+  return MakeMap({data, p.dtype, p.rows, p.rows, p.cols, p.cols, p.batch, tf32}, 64, map);
 }
 
 // Of the result, or of the sum before the activation, which lies alike.

@@ -121,7 +121,8 @@ Config BlocksOf(const Problem& p, const Shape& s) {
       c.block_kept = s.slots;
       break;
     case Op::kSddmm:
-      c.block_rows = s.block_depth;
+      // A line of 128 bytes, of which `block_depth` counts the elements in half precision.
+      c.block_rows = s.block_depth * 2 / ByteWidth(p.dtype);
       c.block_cols = s.block_cols;
       c.block_kept = s.block_n;
       break;
@@ -143,8 +144,8 @@ int32_t RasterColsOf(const Problem& p, const Shape& s, const TileCounts& tiles, 
       break;
     case Op::kSddmm:
       // Tiles of different columns gather different features: together, all of their windows.
-      n_bytes = 2.0 * s.block_n / p.n * p.m * p.rows;
-      col_bytes = 2.0 * s.block_cols * p.rows;
+      n_bytes = double(ByteWidth(p.dtype)) * s.block_n / p.n * p.m * p.rows;
+      col_bytes = double(ByteWidth(p.dtype)) * s.block_cols * p.rows;
       break;
   }
   return RasterCols(tiles, n_bytes, col_bytes, num_sms);
@@ -180,9 +181,9 @@ std::string PatternReason(const Problem& p, const Shape& s) {
   return "";
 }
 
-std::string MultipleOf8(const char* name, int64_t got) {
-  return std::string("needs ") + name + " to be a multiple of 8, the 16 bytes of a copy, got " +
-         std::to_string(got);
+std::string MultipleOf(const char* name, int32_t of, int64_t got) {
+  return std::string("needs ") + name + " to be a multiple of " + std::to_string(of) +
+         ", the 16 bytes of a copy, got " + std::to_string(got);
 }
 
 // The ways to launch a kernel for a problem that it computes.
@@ -215,7 +216,9 @@ std::vector<Config> LaunchesOf(const Problem& p, KernelId kernel, int32_t num_sm
 }
 
 // The values come from memory, the other operands more often from L2, just written.
-double ValuesBytes(const Problem& p) { return 2.0 * p.batch * p.kept * p.cols; }
+double ValuesBytes(const Problem& p) {
+  return double(ByteWidth(p.dtype)) * p.batch * p.kept * p.cols;
+}
 
 // The larger of two times counts, and the other one a little.
 double Both(double a, double b) { return std::pow(std::pow(a, 4.0) + std::pow(b, 4.0), 0.25); }
@@ -245,7 +248,9 @@ std::string HopperReason(const Problem& p, KernelId kernel) {
   const bool one_part = p.op == Op::kSpmmT && s.parts == 1;
   if (one_part && p.dtype != DType::kBFloat16) return "needs bfloat16 operands";
   if (one_part && !p.allow_tf32) return "rounds partial sums to bfloat16, which HIGHEST rules out";
-  if (p.dtype != DType::kBFloat16 && p.dtype != DType::kFloat16) {
+  const bool tf32 = p.op == Op::kSddmm && p.dtype == DType::kFloat32;
+  if (tf32 && !p.allow_tf32) return "rounds float32 operands to TF32, which HIGHEST rules out";
+  if (!tf32 && p.dtype != DType::kBFloat16 && p.dtype != DType::kFloat16) {
     return "needs bfloat16 or float16 operands";
   }
   if (p.op == Op::kSpmmT) {
@@ -256,12 +261,13 @@ std::string HopperReason(const Problem& p, KernelId kernel) {
   if (p.batch == 0 || p.rows == 0 || p.cols == 0 || p.depth == 0) {
     return "needs something to multiply, got an empty operand";
   }
-  if (p.rows % 8 != 0) return MultipleOf8("rows", p.rows);
+  const int32_t chunk = 16 / ByteWidth(p.dtype);
+  if (p.rows % chunk != 0) return MultipleOf("rows", chunk, p.rows);
   if (p.op != Op::kSpmm && p.y_layout != Layout::kFeatureMajor) {
     return "needs a feature-major dy, got a row-major one";
   }
   if (p.op != Op::kSddmm && p.values_cols % 8 != 0) {
-    return MultipleOf8("the length of a row of values", p.values_cols);
+    return MultipleOf("the length of a row of values", 8, p.values_cols);
   }
   const bool row_major_result =
       p.op == Op::kSddmm || (p.op == Op::kSpmm && p.y_layout == Layout::kRowMajor);
@@ -274,7 +280,8 @@ std::string HopperReason(const Problem& p, KernelId kernel) {
            " or spans all columns, got " + std::to_string(p.vector_length);
   }
   if (std::max({p.rows, p.depth, p.cols, p.kept, p.batch}) > kMaxDimension ||
-      p.depth * p.rows / 8 >= int64_t{kHopperNoLine} || p.kept * p.values_cols * 2 >= kMaxStride ||
+      p.depth * p.rows / chunk >= int64_t{kHopperNoLine} ||
+      p.kept * p.values_cols * 2 >= kMaxStride ||
       std::max(p.rows, p.kept) * p.cols * 4 >= kMaxStride) {
     return "needs dimensions that tensor maps and 32-bit offsets hold";
   }

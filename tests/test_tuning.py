@@ -628,10 +628,14 @@ def test_launches_of_hopper_kernels_fit_the_card(num_sms, op):
 @pytest.mark.parametrize(
     "change, reason",
     (
-        (dict(dtype="float32"), "needs bfloat16 or float16 operands"),
+        (dict(dtype="float32"), "rounds float32 operands to TF32, which HIGHEST"),
         (dict(x_feature_major=False), "needs a feature-major x"),
         (dict(y_feature_major=False), "needs a feature-major dy"),
         (dict(rows=4097), "needs rows to be a multiple of 8, .* got 4097"),
+        (
+            dict(rows=4098, dtype="float32", allow_tf32=True),
+            "needs rows to be a multiple of 4, .* got 4098",
+        ),
         (dict(cols=4100), "needs a row-major result to have rows of whole 16 bytes"),
         (dict(pattern=(8, 32, 96)), r"needs a vector_length that is .* got 96"),
         (dict(rows=0), "needs something to multiply"),
@@ -749,14 +753,21 @@ def test_a_second_part_costs_a_scatter_in_each_group(n, slots, length):
     assert one < two < one + 1.2 * scatter
 
 
+@pytest.mark.parametrize("dtype, lines", (("bfloat16", 64), ("float32", 32)))
 @pytest.mark.parametrize("length", (64, 128, 256, 2**31 - 1))
 @pytest.mark.parametrize("rows, depth, cols", ((72, 40, 72), (4096, 4096, 4096)))
-def test_sddmm_in_half_precision_runs_on_tensor_cores(rows, depth, cols, length):
-    choice = _tuning.choose(
-        **half("sddmm", rows=rows, depth=depth, cols=cols, pattern=(8, 32, length))
-    )
+def test_sddmm_runs_on_tensor_cores(rows, depth, cols, length, dtype, lines):
+    sizes = dict(rows=rows, depth=depth, cols=cols, pattern=(8, 32, length))
+    spec = half("sddmm", dtype=dtype, allow_tf32=True, **sizes)
+    choice = _tuning.choose(**spec)
     assert choice["kernel"] in hopper_kernels("sddmm"), choice
-    assert choice["config"]["block_rows"] == 64
+    assert choice["config"]["block_rows"] == lines
+
+
+@pytest.mark.parametrize("n", (16, 8, 4))
+def test_sddmm_in_tf32_does_not_go_by_way_of_dense(n):
+    spec = half("sddmm", dtype="float32", pattern=(n, 32, 128), allow_tf32=True)
+    assert not _tuning.dense_pays(**spec)
 
 
 def test_a_build_without_code_for_sm_90a_has_no_hopper_kernels():
