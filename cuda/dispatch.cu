@@ -12,6 +12,7 @@
 #include "tuning_hopper.h"
 #include "tuning_mma.h"
 #include "tuning_short.h"
+#include "tuning_split.h"
 
 namespace jax_nm {
 namespace {
@@ -40,6 +41,7 @@ KernelTable HopperTableOf(const Problem& p, const Config& config) {
   if (IsSkinnyBulk(config.kernel)) {
     return p.dtype == DType::kBFloat16 ? HopperSkinnyBFloat16() : HopperSkinnyFloat16();
   }
+  if (IsSplit(config.kernel)) return HopperSplitFloat32();
   const bool float_result = p.result_dtype == DType::kFloat32;
   const bool bfloat16 = p.dtype == DType::kBFloat16;
   if (IsShort(config.kernel)) {
@@ -144,7 +146,9 @@ cudaError_t Launch(const Problem& p, const Config& config, const Buffers& b, cud
   KernelEntry* entry = FindEntry(p, config);
   if (entry == nullptr) return cudaErrorInvalidDeviceFunction;
   if (IsHopper(config.kernel)) return LaunchHopper(p, config, entry->function, b, stream);
-  if (IsShort(config.kernel)) return LaunchShort(p, config, entry->function, b, stream);
+  if (IsShort(config.kernel) || IsSplit(config.kernel)) {
+    return LaunchShort(p, config, entry->function, b, stream);
+  }
   const KernelArgs args = MakeKernelArgs(p, config, b);
   const bool aligned = IsMma(config.kernel) || IsFfma(config.kernel);
   if (aligned && !(args.first_vector && args.second_vector)) {

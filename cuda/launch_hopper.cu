@@ -7,6 +7,8 @@
 #include "launch_args.h"
 #include "launch_hopper.h"
 #include "short_config.h"
+#include "split_config.h"
+#include "tuning_split.h"
 
 namespace jax_nm {
 namespace {
@@ -132,6 +134,21 @@ cudaError_t MakeResultMap(const Problem& p, const HopperArgs& args, const void* 
   return MakeMap({data, p.result_dtype, length, length, lines, lines, p.batch}, box_lines, map);
 }
 
+cudaError_t LaunchBlocks(const Config& config, const void* function, void** parameters,
+                         cudaStream_t stream) {
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {static_cast<unsigned>(config.cluster), 1, 1};
+  cudaLaunchConfig_t launch{};
+  launch.gridDim = dim3(static_cast<unsigned>(config.blocks));
+  launch.blockDim = dim3(static_cast<unsigned>(config.threads));
+  launch.dynamicSmemBytes = static_cast<size_t>(config.shared_bytes);
+  launch.stream = stream;
+  launch.attrs = &cluster;
+  launch.numAttrs = config.cluster > 1 ? 1 : 0;
+  return cudaLaunchKernelExC(&launch, function, parameters);
+}
+
 }  // namespace
 
 cudaError_t PrepareHopper() {
@@ -176,18 +193,8 @@ cudaError_t LaunchHopper(const Problem& p, const Config& config, const void* fun
     error = MakeResultMap(p, args, b.sum, &maps.sum);
     if (error != cudaSuccess) return error;
   }
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {static_cast<unsigned>(config.cluster), 1, 1};
-  cudaLaunchConfig_t launch{};
-  launch.gridDim = dim3(static_cast<unsigned>(config.blocks));
-  launch.blockDim = dim3(static_cast<unsigned>(config.threads));
-  launch.dynamicSmemBytes = static_cast<size_t>(config.shared_bytes);
-  launch.stream = stream;
-  launch.attrs = &cluster;
-  launch.numAttrs = config.cluster > 1 ? 1 : 0;
   void* parameters[] = {&maps, &args};
-  return cudaLaunchKernelExC(&launch, function, parameters);
+  return LaunchBlocks(config, function, parameters, stream);
 }
 
 cudaError_t LaunchShort(const Problem& p, const Config& config, const void* function,
@@ -203,7 +210,9 @@ cudaError_t LaunchShort(const Problem& p, const Config& config, const void* func
   args.windows = config.block_windows;
   args.features = config.block_windows * p.m;
   args.stages = config.stages;
-  args.layout = MakeShortLayout(args.features, args.slots, config.group_cols);
+  args.layout = IsSplit(config.kernel)
+                    ? MakeShortLayout<SplitTile>(args.features, args.slots, config.group_cols)
+                    : MakeShortLayout(args.features, args.slots, config.group_cols);
   HopperMaps maps{};
   cudaError_t error = MakeMap({b.first, p.dtype, p.rows, p.rows, p.depth, p.depth, p.batch},
                               args.features, &maps.first);
@@ -211,9 +220,7 @@ cudaError_t LaunchShort(const Problem& p, const Config& config, const void* func
   error = MakeValuesMap(p, config, b.second, &maps.second);
   if (error != cudaSuccess) return error;
   void* parameters[] = {&maps, &args};
-  return cudaLaunchKernel(function, dim3(static_cast<unsigned>(config.blocks)),
-                          dim3(static_cast<unsigned>(config.threads)), parameters,
-                          static_cast<size_t>(config.shared_bytes), stream);
+  return LaunchBlocks(config, function, parameters, stream);
 }
 
 }  // namespace jax_nm

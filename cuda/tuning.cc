@@ -11,6 +11,7 @@
 #include "tuning_mma.h"
 #include "tuning_short.h"
 #include "tuning_skinny.h"
+#include "tuning_split.h"
 
 namespace jax_nm {
 namespace {
@@ -131,6 +132,7 @@ Config BaseConfig(const KernelInfo& kernel, int32_t element_bytes) {
     case KernelId::kSddmmHopper64x128:
     case KernelId::kSddmmHopper64x64x2:
     case KernelId::kSpmmShort128x256:
+    case KernelId::kSpmmSplit64x256:
     case KernelId::kSpmmTHopper128:
     case KernelId::kSpmmTHopper64:
     case KernelId::kSpmmTHopper32:
@@ -211,6 +213,7 @@ Verdict CheckKernel(const Problem& p, const Device& device, const KernelInfo& ke
   if (std::max({p.rows, p.depth, p.cols, p.kept}) > kMaxDimension) return Verdict::kTooLarge;
   if (NeedsSm90a(kernel.id) && !device.wgmma) return Verdict::kWgmma;
   if (IsShort(kernel.id)) return ShortReason(p).empty() ? Verdict::kChosen : Verdict::kShort;
+  if (IsSplit(kernel.id)) return SplitReason(p).empty() ? Verdict::kChosen : Verdict::kSplit;
   if (IsHopper(kernel.id)) {
     return HopperReason(p, kernel.id).empty() ? Verdict::kChosen : Verdict::kHopper;
   }
@@ -242,6 +245,11 @@ Candidate BestOf(const Problem& p, const Device& device, const KernelInfo& kerne
   if (IsShort(kernel.id)) {
     best.config = ShortConfig(p, device);
     best.cycles = ShortCycles(p, device, best.config);
+    return best;
+  }
+  if (IsSplit(kernel.id)) {
+    best.config = SplitConfig(p, device);
+    best.cycles = SplitCycles(p, device, best.config);
     return best;
   }
   if (IsSkinny(kernel.id)) return BestSkinny(p, device, kernel, workspace_bytes);
@@ -381,7 +389,7 @@ std::string Reason(const Problem& p, const Choice& choice, const Candidate& cand
       const int64_t blocks = p.batch * tiles.outer * tiles.inner * shares;
       return (p.kernel != 0 ? "asked for; " : "the fastest by estimate, ") +
              Cycles(candidate.cycles) + ": " + std::to_string(blocks) +
-             (IsHopper(c.kernel) || IsShort(c.kernel)
+             (IsHopper(c.kernel) || IsShort(c.kernel) || IsSplit(c.kernel)
                   ? " tiles, walked by " + std::to_string(c.blocks) + " blocks" + Sharing(c)
                   : std::string(" blocks")) +
              (IsSkinny(c.kernel) && c.cluster > 1
@@ -425,6 +433,8 @@ std::string Reason(const Problem& p, const Choice& choice, const Candidate& cand
       return HopperReason(p, candidate.kernel->id);
     case Verdict::kShort:
       return ShortReason(p);
+    case Verdict::kSplit:
+      return SplitReason(p);
     case Verdict::kMma:
       return MmaReason(p, candidate.kernel->id);
     case Verdict::kFfma:
@@ -449,7 +459,7 @@ int64_t WorkspaceBytes(const Problem& p) {
 }
 
 bool NeedsSm90a(KernelId kernel) {
-  return IsHopper(kernel) || IsShort(kernel) || IsSkinnyBulk(kernel);
+  return IsHopper(kernel) || IsShort(kernel) || IsSplit(kernel) || IsSkinnyBulk(kernel);
 }
 
 double FewRowsMicroseconds(const Problem& p, bool wgmma) {

@@ -156,14 +156,6 @@ int64_t TilesOfLaunch(const Problem& p, const Config& c) {
   return p.batch * tiles.outer * tiles.inner;
 }
 
-// How many blocks are in flight in clusters of a size. The multiprocessors of a cluster belong to
-// one of the GPU's processing clusters, of which some have fewer than others: of its 132 an H200
-// fills all with clusters of 2, 117 with clusters of 3 and 120 with clusters of 4. What does not
-// fit runs in a second wave, which takes twice the time.
-int32_t BlocksInClusters(int32_t num_sms, int32_t cluster) {
-  return (cluster == 2 ? num_sms : num_sms * 8 / 9) / cluster * cluster;
-}
-
 // What spmm_t needs of a pattern: whole windows in each block of features, and 16 slots for them,
 // or with two parts at most as many.
 std::string PatternReason(const Problem& p, const Shape& s) {
@@ -224,6 +216,10 @@ double ValuesBytes(const Problem& p) {
 double Both(double a, double b) { return std::pow(std::pow(a, 4.0) + std::pow(b, 4.0), 0.25); }
 
 }  // namespace
+
+int32_t BlocksInClusters(int32_t num_sms, int32_t cluster) {
+  return (cluster == 2 ? num_sms : num_sms * 8 / 9) / cluster * cluster;
+}
 
 int32_t RasterCols(const TileCounts& tiles, double outer_bytes, double inner_bytes,
                    int32_t num_sms) {

@@ -11,6 +11,7 @@
 #include "tuning_cost.h"
 #include "tuning_hopper.h"
 #include "tuning_short.h"
+#include "tuning_split.h"
 
 namespace nb = nanobind;
 
@@ -25,7 +26,7 @@ nb::dict ToDict(const Config& c) {
   d["block_cols"] = c.block_cols;
   d["block_kept"] = c.block_kept;
   d["block_windows"] = c.block_windows;
-  if (IsHopper(c.kernel)) {
+  if (IsHopper(c.kernel) || IsSplit(c.kernel)) {
     d["raster_cols"] = c.raster_cols;
     d["blocks"] = c.blocks;
     d["shared_tiles"] = c.shared_tiles;

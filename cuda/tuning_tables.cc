@@ -32,6 +32,7 @@ const std::vector<KernelInfo>& Kernels() {
       {KernelId::kSpmmHopper64x128, "spmm_hopper_64x128", Op::kSpmm, kGather},
       {KernelId::kSpmmHopper64x64x2, "spmm_hopper_64x64x2", Op::kSpmm, kGather},
       {KernelId::kSpmmShort128x256, "spmm_short_128x256", Op::kSpmm, kWindow},
+      {KernelId::kSpmmSplit64x256, "spmm_split_64x256", Op::kSpmm, kWindow},
       {KernelId::kSpmmMma128x128Window, "spmm_mma_128x128_window", Op::kSpmm, kWindow},
       {KernelId::kSpmmMma128x128Gather, "spmm_mma_128x128_gather", Op::kSpmm, kGather},
       {KernelId::kSpmmMma64x64Window, "spmm_mma_64x64_window", Op::kSpmm, kWindow},
