@@ -5,14 +5,16 @@
 #include <cmath>
 
 #include "problem.h"
+#include "ptx.cuh"
 
 namespace jax_nm {
 
-// x / (1 + 2^-y). The denominator lies in [1, 2] for any y, so nothing overflows and the fast
-// division is within 2 ulp; the exponential of a large -y multiplies x instead.
+// x / (1 + 2^-y). The denominator lies in [1, 2] for any y, so nothing overflows and both fast
+// functions are within 2 ulp; the exponential of a large -y multiplies x instead. Powers below
+// 2^-126 are 0.
 __device__ __forceinline__ float TimesSigmoid(float x, float y) {
-  const float power = exp2f(-fabsf(y));
-  return __fdividef(y >= 0.0f ? x : x * power, 1.0f + power);
+  const float power = ptx::Exp2(-fabsf(y));
+  return (y >= 0.0f ? x : x * power) * ptx::Reciprocal(1.0f + power);
 }
 
 // Unlike fmaxf, keeps NaN.
