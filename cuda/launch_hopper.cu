@@ -111,8 +111,8 @@ HopperArgs MakeHopperArgs(const Problem& p, const Config& config, const Buffers&
 
 bool IsAligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
 
-cudaError_t MakeDyMap(const Problem& p, const void* data, CUtensorMap* map) {
-  return MakeMap({data, p.dtype, p.rows, p.rows, p.cols, p.cols, p.batch}, 64, map);
+cudaError_t MakeDyMap(const Problem& p, const void* data, int32_t box_lines, CUtensorMap* map) {
+  return MakeMap({data, p.dtype, p.rows, p.rows, p.cols, p.cols, p.batch}, box_lines, map);
 }
 
 // Of the result, or of the sum before the activation, which lies alike.
@@ -177,11 +177,11 @@ cudaError_t LaunchHopper(const Problem& p, const Config& config, const void* fun
   }
   HopperArgs args = MakeHopperArgs(p, config, b);
   HopperMaps maps{};
-  cudaError_t error = p.op == Op::kSddmm ? MakeDyMap(p, b.second, &maps.second)
+  cudaError_t error = p.op == Op::kSddmm ? MakeDyMap(p, b.second, 64, &maps.second)
                                          : MakeValuesMap(p, config, b.second, &maps.second);
   if (error != cudaSuccess) return error;
   if (p.op == Op::kSpmmT) {
-    error = MakeDyMap(p, b.first, &maps.first);
+    error = MakeDyMap(p, b.first, 64, &maps.first);
     if (error != cudaSuccess) return error;
   }
   error = MakeResultMap(p, args, b.result, &maps.result);
@@ -207,14 +207,20 @@ cudaError_t LaunchShort(const Problem& p, const Config& config, const void* func
   args.windows = config.block_windows;
   args.features = config.block_windows * p.m;
   args.stages = config.stages;
-  args.layout = IsSplit(config.kernel)
-                    ? MakeShortLayout<SplitTile>(args.features, args.slots, config.group_cols)
-                    : MakeShortLayout(args.features, args.slots, config.group_cols);
+  if (p.op == Op::kSddmm) {
+    args.layout = MakeSplitSddmmLayout(args.features);
+    args.features = args.layout.x_slab_bytes / kHopperLineBytes;
+  } else {
+    args.layout = IsSplit(config.kernel)
+                      ? MakeShortLayout<SplitTile>(args.features, args.slots, config.group_cols)
+                      : MakeShortLayout(args.features, args.slots, config.group_cols);
+  }
   HopperMaps maps{};
   cudaError_t error = MakeMap({b.first, p.dtype, p.rows, p.rows, p.depth, p.depth, p.batch},
                               args.features, &maps.first);
   if (error != cudaSuccess) return error;
-  error = MakeValuesMap(p, config, b.second, &maps.second);
+  error = p.op == Op::kSddmm ? MakeDyMap(p, b.second, config.block_cols, &maps.second)
+                             : MakeValuesMap(p, config, b.second, &maps.second);
   if (error != cudaSuccess) return error;
   void* parameters[] = {&maps, &args};
   return LaunchBlocks(config, function, parameters, stream);
