@@ -51,6 +51,7 @@ KernelTable HopperTableOf(const Problem& p, const Config& config) {
   if (p.op == Op::kSpmmT) {
     return bfloat16 ? HopperSpmmTBFloat16(float_result) : HopperSpmmTFloat16(float_result);
   }
+  if (p.dtype == DType::kFloat32) return HopperFloat32();
   return bfloat16 ? HopperBFloat16(float_result) : HopperFloat16(float_result);
 }
 #else

@@ -69,7 +69,7 @@ class HopperProducer {
   __device__ __forceinline__ uint32_t Offset(int32_t slot, uint32_t index) const {
     const int32_t in_window = min(static_cast<int32_t>(index), args_.m - 1);
     const int32_t source = min(args_.by_n.Quotient(slot) * args_.m + in_window, args_.depth - 1);
-    const uint32_t pitch = static_cast<uint32_t>(args_.rows) / 8;
+    const uint32_t pitch = static_cast<uint32_t>(args_.rows) / Tile::kChunkElements;
     return slot < args_.valid_kept ? source * pitch : kHopperNoLine;
   }
 

@@ -37,6 +37,7 @@ struct Lines {
   int64_t lines;
   int64_t pitch_lines;
   int64_t batch;
+  bool rounds_to_tf32 = false;  // float32, on its way to shared memory
 };
 
 // Boxes of one 128-byte line by `box_lines`, stored with the 128-byte swizzle. What is not visible
@@ -51,8 +52,9 @@ cudaError_t MakeMap(const Lines& m, int32_t box_lines, CUtensorMap* map) {
                             static_cast<cuuint32_t>(box_lines), 1};
   const cuuint32_t steps[] = {1, 1, 1};
   const CUresult result = encode.load(std::memory_order_acquire)(
-      map, MapType(m.dtype), 3, const_cast<void*>(m.data), extents, strides, box, steps,
-      CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+      map, m.rounds_to_tf32 ? CU_TENSOR_MAP_DATA_TYPE_TFLOAT32 : MapType(m.dtype), 3,
+      const_cast<void*>(m.data), extents, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+      CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
       CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
@@ -111,8 +113,12 @@ HopperArgs MakeHopperArgs(const Problem& p, const Config& config, const Buffers&
 
 bool IsAligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
 
-cudaError_t MakeDyMap(const Problem& p, const void* data, int32_t box_lines, CUtensorMap* map) {
-  return MakeMap({data, p.dtype, p.rows, p.rows, p.cols, p.cols, p.batch}, box_lines, map);
+// In float32, the kernels that split it need every bit; the others are for TF32.
+cudaError_t MakeDyMap(const Problem& p, const Config& config, const void* data, CUtensorMap* map) {
+  const bool splits = IsSplit(config.kernel);
+  const bool tf32 = p.dtype == DType::kFloat32 && !splits;
+  return MakeMap({data, p.dtype, p.rows, p.rows, p.cols, p.cols, p.batch, tf32},
+                 splits ? config.block_cols : 64, map);
 }
 
 // Of the result, or of the sum before the activation, which lies alike.
@@ -177,11 +183,11 @@ cudaError_t LaunchHopper(const Problem& p, const Config& config, const void* fun
   }
   HopperArgs args = MakeHopperArgs(p, config, b);
   HopperMaps maps{};
-  cudaError_t error = p.op == Op::kSddmm ? MakeDyMap(p, b.second, 64, &maps.second)
+  cudaError_t error = p.op == Op::kSddmm ? MakeDyMap(p, config, b.second, &maps.second)
                                          : MakeValuesMap(p, config, b.second, &maps.second);
   if (error != cudaSuccess) return error;
   if (p.op == Op::kSpmmT) {
-    error = MakeDyMap(p, b.first, 64, &maps.first);
+    error = MakeDyMap(p, config, b.first, &maps.first);
     if (error != cudaSuccess) return error;
   }
   error = MakeResultMap(p, args, b.result, &maps.result);
@@ -219,7 +225,7 @@ cudaError_t LaunchShort(const Problem& p, const Config& config, const void* func
   cudaError_t error = MakeMap({b.first, p.dtype, p.rows, p.rows, p.depth, p.depth, p.batch},
                               args.features, &maps.first);
   if (error != cudaSuccess) return error;
-  error = p.op == Op::kSddmm ? MakeDyMap(p, b.second, config.block_cols, &maps.second)
+  error = p.op == Op::kSddmm ? MakeDyMap(p, config, b.second, &maps.second)
                              : MakeValuesMap(p, config, b.second, &maps.second);
   if (error != cudaSuccess) return error;
   void* parameters[] = {&maps, &args};

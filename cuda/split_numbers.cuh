@@ -12,7 +12,8 @@ constexpr int kSplitTerms = 3;
 
 // Two numbers: the terms of the first in the lower halves. The first term is cut off, so that no
 // finite number overflows; the second is rounded, and the third is what is left, exactly. The later
-// terms of infinities and NaN are NaN.
+// terms of infinities and NaN are NaN. The first is one too if the NaN is quiet, as arithmetic
+// makes them; of a signalling one that has nothing but its lower 16 bits set it is an infinity.
 struct SplitPair {
   uint32_t terms[kSplitTerms];
 

@@ -215,8 +215,9 @@ Verdict CheckKernel(const Problem& p, const Device& device, const KernelInfo& ke
   if (std::max({p.rows, p.depth, p.cols, p.kept}) > kMaxDimension) return Verdict::kTooLarge;
   if (NeedsSm90a(kernel.id) && !device.wgmma) return Verdict::kWgmma;
   if (IsShort(kernel.id)) return ShortReason(p).empty() ? Verdict::kChosen : Verdict::kShort;
-  if (IsSplit(kernel.id))
+  if (IsSplit(kernel.id)) {
     return SplitReason(p, kernel.id).empty() ? Verdict::kChosen : Verdict::kSplit;
+  }
   if (IsHopper(kernel.id)) {
     return HopperReason(p, kernel.id).empty() ? Verdict::kChosen : Verdict::kHopper;
   }
