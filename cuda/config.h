@@ -74,6 +74,8 @@ enum class KernelId : int32_t {
   kSddmmHopper64x64x2 = 87,
   kSpmmShort128x256 = 91,
   kSpmmSplit64x256 = 92,
+  kSddmmSplit64x256 = 93,
+  kSddmmSplit32x256 = 94,
 };
 
 struct Config {

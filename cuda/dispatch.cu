@@ -41,6 +41,7 @@ KernelTable HopperTableOf(const Problem& p, const Config& config) {
   if (IsSkinnyBulk(config.kernel)) {
     return p.dtype == DType::kBFloat16 ? HopperSkinnyBFloat16() : HopperSkinnyFloat16();
   }
+  if (IsSplitSddmm(config.kernel)) return HopperSplitSddmmFloat32();
   if (IsSplit(config.kernel)) return HopperSplitFloat32();
   const bool float_result = p.result_dtype == DType::kFloat32;
   const bool bfloat16 = p.dtype == DType::kBFloat16;

@@ -53,6 +53,7 @@ KernelTable HopperSpmmTFloat16(bool float_result);
 KernelTable HopperShortBFloat16(bool float_result);
 KernelTable HopperShortFloat16(bool float_result);
 KernelTable HopperSplitFloat32();
+KernelTable HopperSplitSddmmFloat32();
 KernelTable HopperSkinnyBFloat16();
 KernelTable HopperSkinnyFloat16();
 

@@ -113,9 +113,12 @@ HopperArgs MakeHopperArgs(const Problem& p, const Config& config, const Buffers&
 
 bool IsAligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
 
-cudaError_t MakeDyMap(const Problem& p, const void* data, CUtensorMap* map) {
-  const bool tf32 = p.dtype == DType::kFloat32;
-  return MakeMap({data, p.dtype, p.rows, p.rows, p.cols, p.cols, p.batch, tf32}, 64, map);
+// In float32, the kernels that split it need every bit; the others are for TF32.
+cudaError_t MakeDyMap(const Problem& p, const Config& config, const void* data, CUtensorMap* map) {
+  const bool splits = IsSplit(config.kernel);
+  const bool tf32 = p.dtype == DType::kFloat32 && !splits;
+  return MakeMap({data, p.dtype, p.rows, p.rows, p.cols, p.cols, p.batch, tf32},
+                 splits ? config.block_cols : 64, map);
 }
 
 // Of the result, or of the sum before the activation, which lies alike.
@@ -180,11 +183,11 @@ cudaError_t LaunchHopper(const Problem& p, const Config& config, const void* fun
   }
   HopperArgs args = MakeHopperArgs(p, config, b);
   HopperMaps maps{};
-  cudaError_t error = p.op == Op::kSddmm ? MakeDyMap(p, b.second, &maps.second)
+  cudaError_t error = p.op == Op::kSddmm ? MakeDyMap(p, config, b.second, &maps.second)
                                          : MakeValuesMap(p, config, b.second, &maps.second);
   if (error != cudaSuccess) return error;
   if (p.op == Op::kSpmmT) {
-    error = MakeDyMap(p, b.first, &maps.first);
+    error = MakeDyMap(p, config, b.first, &maps.first);
     if (error != cudaSuccess) return error;
   }
   error = MakeResultMap(p, args, b.result, &maps.result);
@@ -210,14 +213,20 @@ cudaError_t LaunchShort(const Problem& p, const Config& config, const void* func
   args.windows = config.block_windows;
   args.features = config.block_windows * p.m;
   args.stages = config.stages;
-  args.layout = IsSplit(config.kernel)
-                    ? MakeShortLayout<SplitTile>(args.features, args.slots, config.group_cols)
-                    : MakeShortLayout(args.features, args.slots, config.group_cols);
+  if (p.op == Op::kSddmm) {
+    args.layout = MakeSplitSddmmLayout(args.features);
+    args.features = args.layout.x_slab_bytes / kHopperLineBytes;
+  } else {
+    args.layout = IsSplit(config.kernel)
+                      ? MakeShortLayout<SplitTile>(args.features, args.slots, config.group_cols)
+                      : MakeShortLayout(args.features, args.slots, config.group_cols);
+  }
   HopperMaps maps{};
   cudaError_t error = MakeMap({b.first, p.dtype, p.rows, p.rows, p.depth, p.depth, p.batch},
                               args.features, &maps.first);
   if (error != cudaSuccess) return error;
-  error = MakeValuesMap(p, config, b.second, &maps.second);
+  error = p.op == Op::kSddmm ? MakeDyMap(p, config, b.second, &maps.second)
+                             : MakeValuesMap(p, config, b.second, &maps.second);
   if (error != cudaSuccess) return error;
   void* parameters[] = {&maps, &args};
   return LaunchBlocks(config, function, parameters, stream);

@@ -69,7 +69,7 @@ struct ShortArgs {
   void* sum;         // before the activation, if it is asked for
   int32_t slots;     // of a step, a multiple of kShortDepth
   int32_t windows;   // that hold them
-  int32_t features;  // of these windows
+  int32_t features;  // of these windows; in sddmm of a slab of x
   int32_t stages;
   ShortLayout layout;
 };

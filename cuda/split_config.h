@@ -1,5 +1,5 @@
-// The tile of the kernel that computes spmm in float32 by six products in bfloat16. Plain C++, for
-// the host that chooses and for nvcc.
+// The tiles of the kernels that compute spmm and sddmm in float32 by six products in bfloat16.
+// Plain C++, for the host that chooses and for nvcc.
 #pragma once
 
 #include "short_config.h"
@@ -23,7 +23,23 @@ struct SplitTile {
   static_assert(kLineElements == kSplitWarpCols, "a slab of the values is a warp's");
 };
 
+// sddmm: a stage holds slabs of x, each of as many features as a box copies, a line of 32 rows for
+// each; and a line for each column of dy, where the values of spmm lie.
+constexpr int32_t kSplitSddmmRows = kHopperLineBytes / 4;
+constexpr int32_t kSplitMaxBox = 256;  // lines
+
+constexpr ShortLayout MakeSplitSddmmLayout(int32_t features) {
+  ShortLayout s{};
+  const int32_t slabs = CeilDiv(features, kSplitMaxBox);
+  s.x_slab_bytes = RoundUp(CeilDiv(features, slabs), 8) * kHopperLineBytes;
+  s.values_offset = slabs * s.x_slab_bytes;
+  s.values_slab_bytes = kSplitCols * kHopperLineBytes;
+  s.table_offset = s.values_offset + s.values_slab_bytes;
+  s.stage_bytes = s.table_offset;
+  return s;
+}
+
 // What a block leaves in its ring for the other blocks of its cluster.
-constexpr int32_t kSplitSumsBytes = kSplitRows * kSplitCols * 4;
+constexpr int32_t SplitSumsBytes(int32_t rows) { return rows * kSplitCols * 4; }
 
 }  // namespace jax_nm

@@ -133,6 +133,8 @@ Config BaseConfig(const KernelInfo& kernel, int32_t element_bytes) {
     case KernelId::kSddmmHopper64x64x2:
     case KernelId::kSpmmShort128x256:
     case KernelId::kSpmmSplit64x256:
+    case KernelId::kSddmmSplit64x256:
+    case KernelId::kSddmmSplit32x256:
     case KernelId::kSpmmTHopper128:
     case KernelId::kSpmmTHopper64:
     case KernelId::kSpmmTHopper32:
@@ -213,7 +215,9 @@ Verdict CheckKernel(const Problem& p, const Device& device, const KernelInfo& ke
   if (std::max({p.rows, p.depth, p.cols, p.kept}) > kMaxDimension) return Verdict::kTooLarge;
   if (NeedsSm90a(kernel.id) && !device.wgmma) return Verdict::kWgmma;
   if (IsShort(kernel.id)) return ShortReason(p).empty() ? Verdict::kChosen : Verdict::kShort;
-  if (IsSplit(kernel.id)) return SplitReason(p).empty() ? Verdict::kChosen : Verdict::kSplit;
+  if (IsSplit(kernel.id)) {
+    return SplitReason(p, kernel.id).empty() ? Verdict::kChosen : Verdict::kSplit;
+  }
   if (IsHopper(kernel.id)) {
     return HopperReason(p, kernel.id).empty() ? Verdict::kChosen : Verdict::kHopper;
   }
@@ -248,7 +252,7 @@ Candidate BestOf(const Problem& p, const Device& device, const KernelInfo& kerne
     return best;
   }
   if (IsSplit(kernel.id)) {
-    best.config = SplitConfig(p, device);
+    best.config = SplitConfig(p, kernel.id, device);
     best.cycles = SplitCycles(p, device, best.config);
     return best;
   }
@@ -434,7 +438,7 @@ std::string Reason(const Problem& p, const Choice& choice, const Candidate& cand
     case Verdict::kShort:
       return ShortReason(p);
     case Verdict::kSplit:
-      return SplitReason(p);
+      return SplitReason(p, candidate.kernel->id);
     case Verdict::kMma:
       return MmaReason(p, candidate.kernel->id);
     case Verdict::kFfma:

@@ -56,7 +56,7 @@ enum class Verdict {
   kWgmma,          // the device has no wgmma, or the build no code for it
   kHopper,         // what the Hopper kernels need of a problem, see HopperReason
   kShort,          // the same of the kernel for short vectors, see ShortReason
-  kSplit,          // of the one that splits float32, see SplitReason
+  kSplit,          // of those that split float32, see SplitReason
   kMma,            // the same of those for the tensor cores of a warp, see MmaReason
   kFfma,           // the same of those that copy and multiply in float32, see FfmaReason
   kSkinny,         // what the skinny kernels need of a problem, see SkinnyReason

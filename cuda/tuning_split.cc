@@ -14,12 +14,6 @@ constexpr int64_t kMaxStride = int64_t{1} << 40;  // of a tensor map, in bytes
 constexpr int64_t kMaxTiles = int64_t{1} << 30;
 constexpr int32_t kMaxSlots = 64;
 
-int32_t GroupCols(const Problem& p) {
-  int32_t cols = kSplitWarpCols;
-  while (cols >= 8 && EffectiveVectorLength(p) % cols != 0) cols /= 2;
-  return cols >= 8 ? cols : 0;
-}
-
 // Whole windows whose slots are whole products; without stages if these do not fit.
 Config StepOf(const Problem& p, int32_t windows) {
   Config c{};
@@ -29,7 +23,7 @@ Config StepOf(const Problem& p, int32_t windows) {
   c.block_cols = kSplitCols;
   c.block_windows = windows;
   c.block_kept = windows * p.n;
-  c.group_cols = GroupCols(p);
+  c.group_cols = SplitGroupCols(p);
   c.groups_in_tile = UnitsTouched(c.block_cols, EffectiveVectorLength(p));
   c.shared_group = true;
   c.threads = kHopperThreads;
@@ -59,13 +53,20 @@ int64_t TilesOf(const Problem& p) {
 
 }  // namespace
 
-std::string SplitReason(const Problem& p) {
+int32_t SplitGroupCols(const Problem& p) {
+  int32_t cols = kSplitWarpCols;
+  while (cols >= 8 && EffectiveVectorLength(p) % cols != 0) cols /= 2;
+  return cols >= 8 ? cols : 0;
+}
+
+std::string SplitReason(const Problem& p, KernelId kernel) {
+  if (IsSplitSddmm(kernel)) return SplitSddmmReason(p, kernel);
   if (p.dtype != DType::kFloat32) return "splits float32, got operands in half precision";
   if (p.x_layout != Layout::kFeatureMajor) return "needs a feature-major x, got a row-major one";
   if (p.batch == 0 || p.rows == 0 || p.cols == 0 || p.depth == 0) {
     return "needs something to multiply, got an empty operand";
   }
-  if (GroupCols(p) == 0) {
+  if (SplitGroupCols(p) == 0) {
     return "needs a vector_length that is a multiple of 8 or spans all columns, got " +
            std::to_string(p.vector_length);
   }
@@ -90,7 +91,8 @@ std::string SplitReason(const Problem& p) {
   return "";
 }
 
-std::vector<Config> SplitConfigs(const Problem& p, const Device& device) {
+std::vector<Config> SplitConfigs(const Problem& p, KernelId kernel, const Device& device) {
+  if (IsSplitSddmm(kernel)) return SplitSddmmConfigs(p, kernel, device);
   std::vector<Config> configs;
   const int64_t tiles = TilesOf(p);
   for (Config c : StepsThatFit(p)) {
@@ -98,7 +100,7 @@ std::vector<Config> SplitConfigs(const Problem& p, const Device& device) {
     c.raster_cols = RasterCols(Tiles(p, c), 4.0 * kSplitRows * double(p.depth),
                                4.0 * kSplitCols * double(p.kept), device.num_sms);
     configs.push_back(c);
-    if (c.shared_bytes - 2 * kShortAlignment < kSplitSumsBytes) continue;
+    if (c.shared_bytes - 2 * kShortAlignment < SplitSumsBytes(kSplitRows)) continue;
     for (int32_t cluster = 2; cluster <= kHopperMaxCluster; ++cluster) {
       const int32_t most = BlocksInClusters(device.num_sms, cluster);
       // Every block of a cluster has a step.
@@ -112,8 +114,8 @@ std::vector<Config> SplitConfigs(const Problem& p, const Device& device) {
   return configs;
 }
 
-Config SplitConfig(const Problem& p, const Device& device) {
-  const std::vector<Config> configs = SplitConfigs(p, device);
+Config SplitConfig(const Problem& p, KernelId kernel, const Device& device) {
+  const std::vector<Config> configs = SplitConfigs(p, kernel, device);
   return *std::min_element(configs.begin(), configs.end(), [&](const Config& a, const Config& b) {
     return SplitCycles(p, device, a) < SplitCycles(p, device, b);
   });
@@ -125,6 +127,7 @@ Config SplitConfig(const Problem& p, const Device& device) {
 // the fastest or takes 3 % longer. Products alone would reach 1270 a cycle: without splitting, a
 // rig took 0.85 of the time.
 double SplitCycles(const Problem& p, const Device& device, const Config& c) {
+  if (IsSplitSddmm(c.kernel)) return SplitSddmmCycles(p, c);
   constexpr double kProducts = 790.0;     // of mma.sync beside splitting and reads, a cycle
   constexpr double kIngressBytes = 52.0;  // from L2, a cycle and SM
   constexpr double kSharedBytes = 128.0;  // a cycle
@@ -146,7 +149,8 @@ double SplitCycles(const Problem& p, const Device& device, const Config& c) {
                 (x_read * kConflicts + values_read + copied) / kSharedBytes});
   const double step = busy + kStep;
   const int64_t steps = Steps(p, c);
-  const double share = kShare + double(kSplitSumsBytes) * (c.cluster - 1) / c.cluster / kPeerBytes;
+  const double share =
+      kShare + double(SplitSumsBytes(kSplitRows)) * (c.cluster - 1) / c.cluster / kPeerBytes;
   const double multiplied =
       double(CeilDiv64(TilesOf(p) - c.shared_tiles, c.blocks)) * (steps * step + kTile) +
       double(CeilDiv64(c.shared_tiles, c.blocks / c.cluster)) *

@@ -1,4 +1,4 @@
-// Whether the kernel for float32 by products in bfloat16 computes a problem, and how: pure
+// Whether the kernels for float32 by products in bfloat16 compute a problem, and how: pure
 // functions in plain C++.
 #pragma once
 
@@ -6,18 +6,24 @@
 #include <vector>
 
 #include "tuning.h"
+#include "tuning_split_sddmm.h"
 
 namespace jax_nm {
 
-constexpr bool IsSplit(KernelId kernel) { return kernel == KernelId::kSpmmSplit64x256; }
+constexpr bool IsSplit(KernelId kernel) {
+  return kernel == KernelId::kSpmmSplit64x256 || IsSplitSddmm(kernel);
+}
+
+// Columns of a warp that surely lie in one group: 8, 16 or 32; 0 if there are none.
+int32_t SplitGroupCols(const Problem& p);
 
 // What the kernel needs and the problem does not have; empty if it computes it. Shapes only:
 // operands must also be aligned to 16 bytes, as XLA's buffers are.
-std::string SplitReason(const Problem& p);
+std::string SplitReason(const Problem& p, KernelId kernel);
 
 // The ways to launch it for a problem that it computes, the fastest one, and the estimated cycles.
-std::vector<Config> SplitConfigs(const Problem& p, const Device& device);
-Config SplitConfig(const Problem& p, const Device& device);
+std::vector<Config> SplitConfigs(const Problem& p, KernelId kernel, const Device& device);
+Config SplitConfig(const Problem& p, KernelId kernel, const Device& device);
 double SplitCycles(const Problem& p, const Device& device, const Config& config);
 
 }  // namespace jax_nm

@@ -70,6 +70,8 @@ const std::vector<KernelInfo>& Kernels() {
       {KernelId::kSddmmHopper128x64x2, "sddmm_hopper_128x64x2", Op::kSddmm, kGather},
       {KernelId::kSddmmHopper64x128, "sddmm_hopper_64x128", Op::kSddmm, kGather},
       {KernelId::kSddmmHopper64x64x2, "sddmm_hopper_64x64x2", Op::kSddmm, kGather},
+      {KernelId::kSddmmSplit64x256, "sddmm_split_64x256", Op::kSddmm, kWindow},
+      {KernelId::kSddmmSplit32x256, "sddmm_split_32x256", Op::kSddmm, kWindow},
       {KernelId::kSddmm64x128Window, "sddmm_64x128_window", Op::kSddmm, kWindow},
       {KernelId::kSddmm64x128Gather, "sddmm_64x128_gather", Op::kSddmm, kGather},
       {KernelId::kSddmm32x32Window, "sddmm_32x32_window", Op::kSddmm, kWindow},

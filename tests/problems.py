@@ -19,8 +19,8 @@ from jax_nm import NMArray, Pattern, _lowering, _tuning
 from jax_nm._primitives import Spec
 
 OPS = ("spmm", "spmm_t", "sddmm")
-# The kernel that computes float32 from products in bfloat16.
-SPLIT = _tuning.kernels()["spmm_split_64x256"]
+# The kernels that compute float32 from products in bfloat16.
+SPLIT = {kernel for name, kernel in _tuning.kernels().items() if "_split_" in name}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,9 +177,11 @@ _SHORT = [
     _problem("short_batched", 136, 706, 264, "8:32:32", batch=(3,)),
     _problem("short_many_tiles", 1032, 136, 5000, "16:32:32"),
 ]
-# What the kernel takes that splits float32: rows and columns that are a multiple of 4,
+# What the kernels take that split float32: rows and columns that are a multiple of 4,
 # vectors and windows as above. Tiles are 64 by 256; where 132 blocks are not a divisor
-# of them, clusters of 2 to 4 blocks share the slots of the last ones.
+# of them, clusters of 2 to 4 blocks share the slots of the last ones. Those of sddmm
+# take any number of columns and of slots, tiles are 64 or 32 slots by 256 columns of
+# what may be more than one box of 256 features, and the shares are rows.
 _SPLIT = [
     _problem("split_32", 132, 1100, 392, "8:32:32"),
     _problem("split_16", 260, 520, 280, "16:32:16"),
@@ -195,6 +197,10 @@ _SPLIT = [
     _problem("split_shared_tiles", 136, 8200, 264, "16:32:32"),
     _problem("split_shared_batched", 68, 4100, 520, "8:32:16", batch=(5,)),
     _problem("split_shared_last", 580, 1100, 3596, "8:32:32"),
+    _problem("split_two_boxes", 132, 600, 264, "16:96:32"),
+    _problem("split_odd_slots", 100, 450, 261, "5:12:40"),
+    _problem("split_long_windows", 72, 700, 264, "80:128:32"),
+    _problem("split_many_slots", 68, 4200, 1100, "16:32:32"),
 ]
 _HOPPER_ROUNDS = _problem("hopper_shared_last", 136, 4096, 17000, "8:32:128")
 
@@ -339,7 +345,7 @@ def on_tensor_cores(platform: str, op: str, problem: Problem, *, highest) -> boo
         return False
     if problem.dtype != "float32" or not highest:
         return True
-    return SPLIT in cuda_kernels(op, problem, highest=True)
+    return not SPLIT.isdisjoint(cuda_kernels(op, problem, highest=True))
 
 
 def _finish(problem, rng, draw) -> Operands:

@@ -62,6 +62,7 @@ LONG = [
         ("float32", "split_many_tiles"),
         ("float32", "split_shared_tiles"),
         ("float32", "split_shared_last"),
+        ("float32", "split_many_slots"),
     )
 ]
 
@@ -375,24 +376,25 @@ def check_rounding(platform, problem: Problem, op, *, highest):
     assert np.linalg.norm(error.ravel()) <= 2 * baseline + u_out * norm
 
 
+@pytest.mark.parametrize("op", ["spmm", "sddmm"])
 @pytest.mark.parametrize(
-    "problem",
-    [p for p in PROBLEMS if p.name.startswith("split_") and p.cols % 4 == 0],
-    ids=str,
+    "problem", [p for p in PROBLEMS if p.name.startswith("split_")], ids=str
 )
 @pytest.mark.parametrize("exponent", [0, 60, -60])
-def test_products_in_bfloat16_have_the_errors_of_float32(cuda, problem, exponent):
-    """Of the kernel that splits float32, also where the choice falls on another."""
-    if SPLIT not in cuda_kernels("spmm", problem, highest=True):
-        pytest.skip("needs a device of compute capability 9.0")
-    x, values, indices = gaussians(problem).of("spmm")
-    operands = np.ldexp(x, exponent), np.ldexp(values, -exponent // 2), indices
-    reference = oracle.compute("spmm", problem, *operands)
-    scale = oracle.magnitude("spmm", problem, *operands)
-    out = run("spmm", problem, operands, kernel=SPLIT, highest=True)
-    error = np.abs(out.astype(reference.dtype) - reference)
+def test_products_in_bfloat16_have_the_errors_of_float32(cuda, problem, op, exponent):
+    """Of the kernels that split float32, also where the choice falls on another."""
+    kernels = SPLIT.intersection(cuda_kernels(op, problem, highest=True))
+    if not kernels:
+        pytest.skip("needs a device of compute capability 9.0 and aligned rows")
+    first, second, indices = gaussians(problem).of(op)
+    operands = np.ldexp(first, exponent), np.ldexp(second, -exponent // 2), indices
+    reference = oracle.compute(op, problem, *operands)
+    scale = oracle.magnitude(op, problem, *operands)
     u = unit_roundoff("float32")
-    assert (error <= (u + (problem.kept + 2) * 2 * u) * scale).all()
+    bound = (u + (problem.reduction(op) + 2) * 2 * u) * scale
+    for kernel in kernels:
+        out = run(op, problem, operands, kernel=kernel, highest=True)
+        assert (np.abs(out.astype(reference.dtype) - reference) <= bound).all(), kernel
 
 
 def round_to_tf32(a: np.ndarray) -> np.ndarray:
@@ -484,8 +486,9 @@ def test_non_finite_values_reach_their_readers_only(platform, problem, op, speci
         exact = oracle.compute(op, problem, first, second, indices)
     # By way of a dense matrix, they reach their whole row.
     ways = [{"implementation": "sparse"}]
-    if platform == "cuda" and SPLIT in cuda_kernels(op, problem, highest=True):
-        ways.append({"kernel": SPLIT, "highest": True})
+    if platform == "cuda":
+        splits = SPLIT.intersection(cuda_kernels(op, problem, highest=True))
+        ways += [{"kernel": kernel, "highest": True} for kernel in splits]
     finite = np.isfinite(exact)
     assert not finite.all()
     assert finite.any()

@@ -57,7 +57,7 @@ SKINNY = {k: v for k, v in _tuning.kernels().items() if "skinny" in k}
 BULK = {k: v for k, v in SKINNY.items() if "bulk" in k}  # of these those for Hopper
 HOPPER = {k: v for k, v in _tuning.kernels().items() if "hopper" in k}
 SHORT = {k: v for k, v in _tuning.kernels().items() if "short" in k}
-GENERIC = r"spmm_\d+x\d+_(window|gather)"
+GENERIC = r"(spmm|sddmm)_\d+x\d+_(window|gather)"
 SPLIT = {k: v for k, v in _tuning.kernels().items() if "split" in k}
 FFMA = {k: v for k, v in _tuning.kernels().items() if "ffma" in k}
 MMA = {k: v for k, v in _tuning.kernels().items() if "mma" in k}
@@ -109,10 +109,10 @@ def problem(
 
 
 def on_cuda_cores(**spec):
-    """The fastest of the kernels of spmm that multiply in float32."""
+    """The fastest of the kernels of spmm or sddmm that multiply in float32."""
     choices = (
         _tuning.choose(**spec | {"kernel": kernel})
-        for name, kernel in _tuning.kernels("spmm").items()
+        for name, kernel in _tuning.kernels(spec["op"]).items()
         if name in FFMA or re.fullmatch(GENERIC, name)
     )
     return min(choices, key=lambda choice: choice["predicted_us"])
@@ -1076,6 +1076,123 @@ def test_split_float32_takes_padded_values_and_any_result():
             kernel = SPLIT["spmm_split_64x256"]
             spec = problem(kernel=kernel, allow_tf32=tf32, **change)
             assert _tuning.choose(**spec)["kernel"] in SPLIT
+
+
+@pytest.mark.parametrize("rows", (256, 1024, 4096))
+@pytest.mark.parametrize("length", (32, 64, 128, 4096))
+@pytest.mark.parametrize("n", (16, 12, 8, 4))
+def test_the_gradient_of_values_in_true_float32_is_split_on_hopper(rows, length, n):
+    spec = problem("sddmm", rows=rows, pattern=(n, 32, length))
+    choice = _tuning.choose(**spec)
+    config = choice["config"]
+    assert choice["kernel"] in SPLIT, choice
+    assert config["stages"] >= 2 and config["shared_bytes"] <= 227 * 1024
+    assert config["group_cols"] == 32
+    assert config["cluster"] == 1 or config["shared_tiles"] > 0
+    assert choice["predicted_us"] < on_cuda_cores(**spec)["predicted_us"]
+    assert not _tuning.dense_pays(**spec)
+    # TF32 is faster where its groups are wide enough, and less accurate.
+    tf32 = _tuning.choose(**spec | {"allow_tf32": True})["kernel"]
+    assert tf32 in (SPLIT if length < 64 else HOPPER)
+    # Where there is code for it, and only there.
+    assert _tuning.choose(**spec, wgmma=False)["kernel"] not in SPLIT
+    for name in ("sddmm_split_64x256", "sddmm_split_32x256"):
+        with pytest.raises(ValueError, match=r"code for it \(sm_90a\) in this"):
+            _tuning.choose(**spec | {"kernel": SPLIT[name]}, wgmma=False)
+
+
+@pytest.mark.parametrize(
+    "rows, cols, depth, n, length, slots, cluster, microseconds",
+    (
+        (4096, 4096, 4096, 24, 32, 64, 1, 1625),
+        (4096, 4096, 4096, 16, 32, 64, 1, 1085),
+        (4096, 4096, 4096, 12, 32, 64, 1, 848),
+        (4096, 4096, 4096, 8, 32, 64, 1, 552),
+        (4096, 4096, 4096, 4, 32, 64, 1, 282),
+        (4096, 4096, 4096, 2, 32, 32, 1, 169),
+        (4096, 4096, 4096, 16, 8, 64, 1, 2326),
+        (4096, 4096, 4096, 4, 8, 64, 1, 568),
+        (4096, 4096, 4096, 16, 128, 64, 1, 1168),
+        (1024, 4096, 4096, 16, 32, 64, 1, 296),
+        (1024, 4096, 4096, 4, 32, 64, 1, 76.5),
+        (4096, 12288, 4096, 16, 32, 64, 1, 3267),
+        (4096, 12288, 4096, 4, 32, 64, 1, 874),
+        (2048, 2048, 2048, 16, 32, 64, 1, 152),
+        (2048, 2048, 2048, 8, 32, 64, 2, 76.1),
+        (2048, 2048, 2048, 4, 32, 32, 2, 45.3),
+        (512, 5120, 5120, 8, 32, 64, 2, 136),
+        (256, 4096, 4096, 8, 32, 64, 1, 47.9),
+    ),
+)
+def test_the_tile_of_split_sddmm_and_its_time_are_those_measured(
+    rows, cols, depth, n, length, slots, cluster, microseconds
+):
+    # The fastest of both tiles and all clusters on an H200, the kernel alone.
+    choice = _tuning.choose(
+        **problem("sddmm", rows=rows, cols=cols, depth=depth, pattern=(n, 32, length))
+    )
+    config = choice["config"]
+    assert choice["kernel"] == f"sddmm_split_{slots}x256"
+    assert (config["block_kept"], config["cluster"]) == (slots, cluster), choice
+    assert choice["predicted_us"] == pytest.approx(microseconds, rel=0.07)
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    (
+        (dict(dtype="bfloat16"), "splits float32, got operands in half precision"),
+        (dict(x_feature_major=False), "needs a feature-major x, got a row-major one"),
+        (dict(y_feature_major=False), "needs a feature-major dy, got a row-major one"),
+        (dict(rows=4097), "needs rows of whole 16 bytes, got 4097 of them"),
+        (dict(pattern=(8, 32, 12)), "a multiple of 8 or spans all columns, got 12"),
+        (dict(pattern=(1, 32, 32)), r"two stages fit .* got (1024|2048) features"),
+        (dict(pattern=(4, 256, 32)), r"two stages fit .* got (2048|4096) features"),
+        (dict(depth=0), "needs something to multiply"),
+        (dict(batch=0), "needs something to multiply"),
+        (dict(rows=2**30, depth=8, cols=8), "dimensions that tensor maps"),
+    ),
+)
+def test_what_the_kernels_of_sddmm_that_split_float32_do_not_take(change, reason):
+    spec = problem("sddmm", **{"pattern": (8, 32, 32), **change})
+    choice = _tuning.choose(**spec)
+    assert choice["kernel"] not in SPLIT
+    rejected = dict(choice["rejected"])
+    for name in ("sddmm_split_64x256", "sddmm_split_32x256"):
+        assert re.search(reason, rejected[name]), rejected[name]
+        with pytest.raises(ValueError, match=reason):
+            _tuning.choose(**spec | {"kernel": SPLIT[name]})
+
+
+def test_split_sddmm_takes_any_number_of_columns_and_slots():
+    for change in (dict(cols=4097), dict(depth=4099), dict(pattern=(5, 12, 40))):
+        for name in ("sddmm_split_64x256", "sddmm_split_32x256"):
+            spec = problem("sddmm", kernel=SPLIT[name], **change)
+            assert _tuning.choose(**spec)["kernel"] == name
+
+
+@pytest.mark.parametrize("num_sms", (1, 2, 3, 16, 78, 114, 132))
+def test_launches_of_split_sddmm_fit_the_card(num_sms):
+    for rows, depth, cols, batch, n in itertools.product(
+        (8, 520, 4096), (40, 4096), (72, 4096), (1, 3), (4, 5, 16)
+    ):
+        sizes = dict(rows=rows, depth=depth, cols=cols, batch=batch)
+        spec = problem("sddmm", pattern=(n, 32, 32), **sizes)
+        for name in ("sddmm_split_64x256", "sddmm_split_32x256"):
+            spec["kernel"] = SPLIT[name]
+            config = _tuning.choose(**spec, num_sms=num_sms)["config"]
+            kept = -(-depth // 32) * n
+            tiles = batch * -(-kept // config["block_kept"]) * -(-cols // 256)
+            cluster, sharing = config["cluster"], config["shared_tiles"]
+            assert 1 <= config["blocks"] <= num_sms, spec
+            assert config["blocks"] % cluster == 0, spec
+            if cluster == 1:
+                assert sharing == 0, spec
+                assert config["blocks"] == min(tiles, num_sms), spec
+            else:
+                assert 0 < sharing < config["blocks"] or sharing == tiles, spec
+                assert (tiles - sharing) % config["blocks"] == 0, spec
+                # The blocks of a cluster wait for each other: each has a step.
+                assert -(-rows // 32) >= cluster, spec
 
 
 # Dense or sparse, for the forward product.
