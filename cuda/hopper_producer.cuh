@@ -29,6 +29,7 @@ class HopperProducer {
   }
 
   static constexpr int32_t kTeams = Tile::kTeams;
+  static constexpr int32_t kCopyElements = 16 / Tile::kElementBytes;
   static constexpr int32_t kWarpLines = Tile::kLines / Tile::kTeamWarps;
 
   // What a lane holds for the lines of its warp that it owns: line l % 32 and every 32nd from it.
@@ -69,7 +70,7 @@ class HopperProducer {
   __device__ __forceinline__ uint32_t Offset(int32_t slot, uint32_t index) const {
     const int32_t in_window = min(static_cast<int32_t>(index), args_.m - 1);
     const int32_t source = min(args_.by_n.Quotient(slot) * args_.m + in_window, args_.depth - 1);
-    const uint32_t pitch = static_cast<uint32_t>(args_.rows) / 8;
+    const uint32_t pitch = static_cast<uint32_t>(args_.rows) / kCopyElements;
     return slot < args_.valid_kept ? source * pitch : kHopperNoLine;
   }
 
@@ -88,9 +89,9 @@ class HopperProducer {
       for (int32_t slab = 0; slab < kHopperConsumers; ++slab) {
         const int32_t col = first_col + slab * 64;
         const int32_t depth = step * Tile::kBlockDepth;
-        const bool col_is_contiguous = Tile::kOp == Op::kSpmm;
         ptx::LoadBox(shared_.Second(ring_.stage) + slab * Tile::kSlabBytes, second_map_, full,
-                     col_is_contiguous ? col : depth, col_is_contiguous ? depth : col, batch);
+                     Tile::kColsContiguous ? col : depth, Tile::kColsContiguous ? depth : col,
+                     batch);
       }
     }
     __syncwarp();
@@ -98,17 +99,24 @@ class HopperProducer {
 
   // Ends a stage whose copies have been issued.
   __device__ __forceinline__ void FinishStage() {
-    ptx::CommitGroup();
-    if (in_flight_ == Tile::kLag) {
-      Announce<Tile::kLag>(Tile::kLag);
+    if constexpr (Tile::kWgmmaReadsX) {
+      ptx::CommitGroup();
+      if (in_flight_ == Tile::kLag) {
+        Announce<Tile::kLag>(Tile::kLag);
+      } else {
+        ++in_flight_;
+      }
     } else {
-      ++in_flight_;
+      TestDelay();
+      ptx::BarrierArriveAfterCopies(shared_.Full(ring_.stage));
     }
     ring_.Advance(kTeams);
   }
 
   __device__ __forceinline__ void AnnounceAll() {
-    for (; in_flight_ > 0; --in_flight_) Announce<0>(in_flight_);
+    if constexpr (Tile::kWgmmaReadsX) {
+      for (; in_flight_ > 0; --in_flight_) Announce<0>(in_flight_);
+    }
   }
 
   // For every shared tile that lies behind this team, leaves the ring to the consumers until the

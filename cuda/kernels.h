@@ -51,6 +51,7 @@ KernelTable HopperSpmmTBFloat16(bool float_result);
 KernelTable HopperSpmmTFloat16(bool float_result);
 KernelTable HopperShortBFloat16(bool float_result);
 KernelTable HopperShortFloat16(bool float_result);
+KernelTable HopperTf32Float32();
 KernelTable HopperSkinnyBFloat16();
 KernelTable HopperSkinnyFloat16();
 

@@ -6,6 +6,7 @@
 
 #include "hopper_config.h"
 #include "kernel_args.h"
+#include "tf32_config.h"
 #include "tuning.h"
 
 namespace jax_nm {
@@ -83,6 +84,10 @@ constexpr Shape kShapes[] = {
     MakeShape<HopperSddmm128x64x2>(1000.0, 2300.0),
     MakeShape<HopperSddmm64x128>(470.0, 1100.0),
     MakeShape<HopperSddmm64x64x2>(600.0, 1100.0),
+    MakeShape<Tf32Spmm256x128>(1200.0, 3000.0),
+    MakeShape<Tf32Spmm128x128>(700.0, 2000.0),
+    MakeShape<Tf32Spmm256x64x2>(800.0, 3000.0),
+    MakeShape<Tf32Spmm128x64x2>(900.0, 2000.0),
 };
 
 const Shape* FindShape(KernelId kernel) {
@@ -121,8 +126,8 @@ int32_t RasterColsOf(const Problem& p, const Shape& s, const TileCounts& tiles, 
   double n_bytes = 0.0, col_bytes = 0.0;
   switch (p.op) {
     case Op::kSpmm:
-      n_bytes = 2.0 * s.block_n * p.depth;
-      col_bytes = 2.0 * s.block_cols * p.kept;
+      n_bytes = ByteWidth(p.dtype) * double(s.block_n) * p.depth;
+      col_bytes = ByteWidth(p.dtype) * double(s.block_cols) * p.kept;
       break;
     case Op::kSpmmT:
       n_bytes = 2.0 * s.block_n * p.cols;
@@ -167,9 +172,9 @@ std::string PatternReason(const Problem& p, const Shape& s) {
   return "";
 }
 
-std::string MultipleOf8(const char* name, int64_t got) {
-  return std::string("needs ") + name + " to be a multiple of 8, the 16 bytes of a copy, got " +
-         std::to_string(got);
+std::string MultipleOfCopy(const char* name, int32_t elements, int64_t got) {
+  return std::string("needs ") + name + " to be a multiple of " + std::to_string(elements) +
+         ", the 16 bytes of a copy, got " + std::to_string(got);
 }
 
 // The ways to launch a kernel for a problem that it computes.
@@ -188,7 +193,9 @@ std::vector<Config> LaunchesOf(const Problem& p, KernelId kernel, int32_t num_sm
   c.cluster = 1;
   c.shared_bytes = s.shared_bytes;
   std::vector<Config> configs{c};
-  if (p.op == Op::kSpmmT || !HopperShares(s.block_n, ByteWidth(p.result_dtype))) return configs;
+  const bool shares =
+      p.op != Op::kSpmmT && (IsTf32(kernel) || HopperShares(s.block_n, ByteWidth(p.result_dtype)));
+  if (!shares) return configs;
   for (int32_t cluster = 2; cluster <= kHopperMaxCluster; ++cluster) {
     const int32_t most = BlocksInClusters(num_sms, cluster);
     // Every block of a cluster has a step.
@@ -202,7 +209,9 @@ std::vector<Config> LaunchesOf(const Problem& p, KernelId kernel, int32_t num_sm
 }
 
 // The values come from memory, the other operands more often from L2, just written.
-double ValuesBytes(const Problem& p) { return 2.0 * p.batch * p.kept * p.cols; }
+double ValuesBytes(const Problem& p) {
+  return double(ByteWidth(p.dtype)) * p.batch * p.kept * p.cols;
+}
 
 }  // namespace
 
@@ -222,14 +231,31 @@ int32_t RasterCols(const TileCounts& tiles, double outer_bytes, double inner_byt
   return static_cast<int32_t>(CeilDiv64(cols, CeilDiv64(cols, best)));
 }
 
+bool IsTf32(KernelId kernel) {
+  return kernel == KernelId::kSpmmTf32256x128 || kernel == KernelId::kSpmmTf32128x128 ||
+         kernel == KernelId::kSpmmTf32256x64x2 || kernel == KernelId::kSpmmTf32128x64x2;
+}
+
 bool IsHopper(KernelId kernel) { return FindShape(kernel) != nullptr; }
+
+std::vector<Config> HopperLaunches(const Problem& p, KernelId kernel, const Device& device) {
+  return LaunchesOf(p, kernel, device.num_sms);
+}
 
 std::string HopperReason(const Problem& p, KernelId kernel) {
   const Shape& s = *FindShape(kernel);
+  const bool tf32 = IsTf32(kernel);
+  if (tf32 != (p.dtype == DType::kFloat32)) {
+    return tf32 ? "needs float32 operands" : "needs bfloat16 or float16 operands";
+  }
+  if (tf32 && !p.allow_tf32) return "rounds operands to TF32, which HIGHEST rules out";
+  if (tf32 != p.values_transposed) {
+    return tf32 ? "needs transposed values" : "needs values that are not transposed";
+  }
   const bool one_part = p.op == Op::kSpmmT && s.parts == 1;
   if (one_part && p.dtype != DType::kBFloat16) return "needs bfloat16 operands";
   if (one_part && !p.allow_tf32) return "rounds partial sums to bfloat16, which HIGHEST rules out";
-  if (p.dtype != DType::kBFloat16 && p.dtype != DType::kFloat16) {
+  if (!tf32 && p.dtype != DType::kBFloat16 && p.dtype != DType::kFloat16) {
     return "needs bfloat16 or float16 operands";
   }
   if (p.op == Op::kSpmmT) {
@@ -240,12 +266,13 @@ std::string HopperReason(const Problem& p, KernelId kernel) {
   if (p.batch == 0 || p.rows == 0 || p.cols == 0 || p.depth == 0) {
     return "needs something to multiply, got an empty operand";
   }
-  if (p.rows % 8 != 0) return MultipleOf8("rows", p.rows);
+  const int32_t copied = 16 / ByteWidth(p.dtype);
+  if (p.rows % copied != 0) return MultipleOfCopy("rows", copied, p.rows);
   if (p.op != Op::kSpmm && p.y_layout != Layout::kFeatureMajor) {
     return "needs a feature-major dy, got a row-major one";
   }
-  if (p.op != Op::kSddmm && p.values_cols % 8 != 0) {
-    return MultipleOf8("the length of a row of values", p.values_cols);
+  if (p.op != Op::kSddmm && !p.values_transposed && p.values_cols % copied != 0) {
+    return MultipleOfCopy("the length of a row of values", copied, p.values_cols);
   }
   const bool row_major_result =
       p.op == Op::kSddmm || (p.op == Op::kSpmm && p.y_layout == Layout::kRowMajor);
@@ -258,7 +285,8 @@ std::string HopperReason(const Problem& p, KernelId kernel) {
            " or spans all columns, got " + std::to_string(p.vector_length);
   }
   if (std::max({p.rows, p.depth, p.cols, p.kept, p.batch}) > kMaxDimension ||
-      p.depth * p.rows / 8 >= int64_t{kHopperNoLine} || p.kept * p.values_cols * 2 >= kMaxStride ||
+      p.depth * p.rows / copied >= int64_t{kHopperNoLine} ||
+      PaddedKept(p.kept) * p.values_cols * ByteWidth(p.dtype) >= kMaxStride ||
       std::max(p.rows, p.kept) * p.cols * 4 >= kMaxStride) {
     return "needs dimensions that tensor maps and 32-bit offsets hold";
   }
