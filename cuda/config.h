@@ -73,6 +73,7 @@ enum class KernelId : int32_t {
   kSddmmHopper128x64x2 = 86,
   kSddmmHopper64x64x2 = 87,
   kSpmmShort128x256 = 91,
+  kSpmmSplit64x256 = 92,
   kSpmmTf32256x128 = 96,
   kSpmmTf32128x128 = 97,
   kSpmmTf32256x64x2 = 98,

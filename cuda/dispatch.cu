@@ -12,6 +12,7 @@
 #include "tuning_hopper.h"
 #include "tuning_mma.h"
 #include "tuning_short.h"
+#include "tuning_split.h"
 
 namespace jax_nm {
 namespace {
@@ -40,6 +41,7 @@ KernelTable HopperTableOf(const Problem& p, const Config& config) {
   if (IsSkinnyBulk(config.kernel)) {
     return p.dtype == DType::kBFloat16 ? HopperSkinnyBFloat16() : HopperSkinnyFloat16();
   }
+  if (IsSplit(config.kernel)) return HopperSplitFloat32();
   const bool float_result = p.result_dtype == DType::kFloat32;
   const bool bfloat16 = p.dtype == DType::kBFloat16;
   if (IsShort(config.kernel)) {
@@ -48,6 +50,8 @@ KernelTable HopperTableOf(const Problem& p, const Config& config) {
   if (p.op == Op::kSpmmT) {
     return bfloat16 ? HopperSpmmTBFloat16(float_result) : HopperSpmmTFloat16(float_result);
   }
+  if (IsTf32(config.kernel)) return HopperTf32Float32();
+  if (p.dtype == DType::kFloat32) return HopperFloat32();
   return bfloat16 ? HopperBFloat16(float_result) : HopperFloat16(float_result);
 }
 #else
@@ -142,8 +146,11 @@ cudaError_t Launch(const Problem& p, const Config& config, const Buffers& b, cud
   if (elements == 0) return cudaSuccess;
   KernelEntry* entry = FindEntry(p, config);
   if (entry == nullptr) return cudaErrorInvalidDeviceFunction;
+  if (IsTf32(config.kernel)) return LaunchTf32(p, config, entry->function, b, stream);
   if (IsHopper(config.kernel)) return LaunchHopper(p, config, entry->function, b, stream);
-  if (IsShort(config.kernel)) return LaunchShort(p, config, entry->function, b, stream);
+  if (IsShort(config.kernel) || IsSplit(config.kernel)) {
+    return LaunchShort(p, config, entry->function, b, stream);
+  }
   const KernelArgs args = MakeKernelArgs(p, config, b);
   const bool aligned = IsMma(config.kernel) || IsFfma(config.kernel);
   if (aligned && !(args.first_vector && args.second_vector)) {

@@ -7,7 +7,8 @@
 // shared memory as lines of 128 bytes:
 //
 //   spmm   a line is 64 rows, or 64 columns, of one slot: M and N are contiguous
-//   sddmm  a line is 64 rows of one slot, or of one column: the reduction is contiguous
+//   sddmm  a line is 64 rows of one slot, or of one column, in float32 32: the reduction is
+//          contiguous, which is what wgmma wants of TF32
 #pragma once
 
 #include <cstdint>
@@ -44,19 +45,22 @@ struct HopperRing {
 //
 // N = 256 is what keeps wgmma's reads of shared memory (80 cycles of 128 for m64n256k16, 48 of 64
 // for m64n128k16) and the copies into the next stage within what the memory can do.
-template <Op kOp_, KernelId kId_, int32_t kBlockN_, int32_t kGroups_>
+template <Op kOp_, KernelId kId_, int32_t kBlockN_, int32_t kGroups_, int32_t kElementBytes_ = 2>
 struct HopperTile {
   static constexpr Op kOp = kOp_;
   static constexpr KernelId kId = kId_;
-  static constexpr int32_t kElementBytes = 2;
   static constexpr bool kColsContiguous = kOp == Op::kSpmm;  // in the other operand
   static constexpr bool kWgmmaReadsX = true;  // and not the consumers, to hand it over in registers
   static constexpr int32_t kBlockN = kBlockN_;
   static constexpr int32_t kBlockCols = 64 * kHopperConsumers;
   static constexpr int32_t kGroups = kGroups_;
   static constexpr int32_t kGroupCols = kBlockCols / kGroups;
+  static constexpr int32_t kElementBytes = kElementBytes_;
+  static constexpr int32_t kChunkElements = 16 / kElementBytes;  // of a copy
   // Of the reduction: slots or rows.
-  static constexpr int32_t kBlockDepth = kOp == Op::kSpmm ? 64 / kGroups : kHopperLineElements;
+  static constexpr int32_t kBlockDepth =
+      kOp == Op::kSpmm ? 64 / kGroups : kHopperLineBytes / kElementBytes;
+  static constexpr int32_t kWgmmaDepth = 32 / kElementBytes;
 
   // Gathered lines of a stage, and how many slabs of them a slot's elements span.
   static constexpr int32_t kLines = kOp == Op::kSpmm ? 64 : kBlockN * kGroups;
@@ -101,7 +105,8 @@ struct HopperTile {
   static_assert(kStages >= 4, "each of four warps may have a stage of its own");
   static_assert(kLag * kTeams <= kStages - 2,
                 "consumers free a stage only after they have the next one");
-  static_assert(kBlockDepth % 16 == 0, "a step is whole wgmma steps");
+  static_assert(kElementBytes == 2 || kOp == Op::kSddmm, "lines of spmm are 64 elements");
+  static_assert(kBlockDepth % kWgmmaDepth == 0, "a step is whole wgmma steps");
   static_assert(kXSlabBytes % 1024 == 0 && kSlabBytes % 1024 == 0 && kRingOffset % 1024 == 0,
                 "a slab is whole swizzle patterns");
   static_assert(kSumsBytes <= kStages * kStageBytes, "the sums fit in the ring");
@@ -118,6 +123,10 @@ using HopperSddmm128x128 = HopperTile<Op::kSddmm, KernelId::kSddmmHopper128x128,
 using HopperSddmm128x64x2 = HopperTile<Op::kSddmm, KernelId::kSddmmHopper128x64x2, 128, 2>;
 using HopperSddmm64x128 = HopperTile<Op::kSddmm, KernelId::kSddmmHopper64x128, 64, 1>;
 using HopperSddmm64x64x2 = HopperTile<Op::kSddmm, KernelId::kSddmmHopper64x64x2, 64, 2>;
+
+// The tile of a kernel for operands of another width: half as deep in float32.
+template <class Tile, int32_t kElementBytes>
+using HopperTileOf = HopperTile<Tile::kOp, Tile::kId, Tile::kBlockN, Tile::kGroups, kElementBytes>;
 
 // spmm_t: dx = dy W^T. A block owns 128 rows by 256 features of dx, 64 rows of it a consumer's, in
 // registers from the first group to the last. Rows are the M side. For each group of columns, first

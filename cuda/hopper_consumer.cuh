@@ -79,7 +79,6 @@ class HopperConsumer {
 
  private:
   static constexpr bool kIsSpmm = Tile::kOp == Op::kSpmm;
-  static constexpr int32_t kKPerWgmma = 16;
   static constexpr int32_t kN = Tile::kBlockN;
   static constexpr int32_t kSums = kN / 2;  // of a thread
   using Staging = HopperStaging<Out, kSums>;
@@ -108,10 +107,11 @@ class HopperConsumer {
     const uint32_t second = shared_.Second(ring_.stage) + consumer_ * Tile::kSlabBytes;
     // The reduction runs across the lines in spmm, along them in sddmm.
     using Major = std::conditional_t<kIsSpmm, ptx::MnMajor, ptx::KMajor>;
-    constexpr uint32_t kBytes = kKPerWgmma * (kIsSpmm ? kHopperLineBytes : 2);
+    constexpr uint32_t kBytes =
+        Tile::kWgmmaDepth * (kIsSpmm ? kHopperLineBytes : Tile::kElementBytes);
     ptx::WgmmaFence();
 #pragma unroll
-    for (int32_t k = 0; k < Tile::kBlockDepth / kKPerWgmma; ++k) {
+    for (int32_t k = 0; k < Tile::kBlockDepth / Tile::kWgmmaDepth; ++k) {
       ptx::Wgmma(ptx::OperandTag<T, Major>{}, sums,
                  ptx::Descriptor(second + k * kBytes, Tile::kSlabBytes),
                  ptx::Descriptor(x + k * kBytes, Tile::kXSlabBytes), accumulate || k > 0);

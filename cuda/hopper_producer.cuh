@@ -29,7 +29,6 @@ class HopperProducer {
   }
 
   static constexpr int32_t kTeams = Tile::kTeams;
-  static constexpr int32_t kCopyElements = 16 / Tile::kElementBytes;
   static constexpr int32_t kWarpLines = Tile::kLines / Tile::kTeamWarps;
 
   // What a lane holds for the lines of its warp that it owns: line l % 32 and every 32nd from it.
@@ -70,7 +69,7 @@ class HopperProducer {
   __device__ __forceinline__ uint32_t Offset(int32_t slot, uint32_t index) const {
     const int32_t in_window = min(static_cast<int32_t>(index), args_.m - 1);
     const int32_t source = min(args_.by_n.Quotient(slot) * args_.m + in_window, args_.depth - 1);
-    const uint32_t pitch = static_cast<uint32_t>(args_.rows) / kCopyElements;
+    const uint32_t pitch = static_cast<uint32_t>(args_.rows) / Tile::kChunkElements;
     return slot < args_.valid_kept ? source * pitch : kHopperNoLine;
   }
 

@@ -1,4 +1,4 @@
-// sddmm's producer: a step is 64 rows, and the lines of x are those of the tile's slots.
+// sddmm's producer: a step is a line of rows, and the lines of x are those of the tile's slots.
 #pragma once
 
 #include "hopper_producer.cuh"
@@ -83,7 +83,7 @@ class HopperSddmmProducer : private HopperProducer<Tile> {
   __device__ __forceinline__ void Gather(const char* x, int32_t step,
                                          const Owned<uint32_t>& offsets) const {
     const int32_t chunk = lane_ % 8, line = lane_ / 8;
-    const int32_t row = step * Tile::kBlockDepth + chunk * 8;
+    const int32_t row = step * Tile::kBlockDepth + chunk * Tile::kChunkElements;
     const bool no_rows = row >= args_.rows;
     const uint32_t to = this->shared_.X(this->ring_.stage) +
                         (this->first_line_ + line) * kHopperLineBytes + (chunk ^ line) * 16;
@@ -91,7 +91,7 @@ class HopperSddmmProducer : private HopperProducer<Tile> {
     for (int32_t i = 0; i < Base::kWarpLines; i += 4) {
       const uint32_t offset = __shfl_sync(0xffffffffu, offsets.of[i / 32], i % 32 + line);
       ptx::CopyAsync16OrZero((to ^ (i % 8 * 16)) + i * kHopperLineBytes,
-                             x + uint64_t{offset} * 16 + row * 2,
+                             x + uint64_t{offset} * 16 + row * Tile::kElementBytes,
                              no_rows || offset == kHopperNoLine);
     }
   }

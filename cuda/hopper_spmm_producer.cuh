@@ -26,7 +26,7 @@ class HopperSpmmProducer : private HopperProducer<Tile> {
     Owned<const uint8_t*> indices = Indices(at);
     Owned<uint32_t> index = Fetch(indices, work.first_step);
     while (more) {
-      const int32_t row = at.n_tile * Tile::kBlockN + lane_ % 8 * Base::kCopyElements;
+      const int32_t row = at.n_tile * Tile::kBlockN + lane_ % 8 * Tile::kChunkElements;
       const char* x = static_cast<const char*>(args_.x) + at.batch * args_.x_batch_bytes +
                       row * Tile::kElementBytes;
       const int32_t rows_left = args_.rows - row;

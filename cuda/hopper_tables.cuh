@@ -11,6 +11,18 @@ KernelEntry HopperEntry() {
   return {Tile::kId, true, reinterpret_cast<const void*>(&HopperKernel<T, Out, Tile>)};
 }
 
+// sddmm in TF32.
+inline KernelTable HopperTf32Table() {
+  static KernelEntry entries[] = {
+      HopperEntry<float, float, HopperTileOf<HopperSddmm256x128, 4>>(),
+      HopperEntry<float, float, HopperTileOf<HopperSddmm128x128, 4>>(),
+      HopperEntry<float, float, HopperTileOf<HopperSddmm128x64x2, 4>>(),
+      HopperEntry<float, float, HopperTileOf<HopperSddmm64x128, 4>>(),
+      HopperEntry<float, float, HopperTileOf<HopperSddmm64x64x2, 4>>(),
+  };
+  return {entries, static_cast<int32_t>(sizeof(entries) / sizeof(entries[0]))};
+}
+
 template <class T, class Out>
 KernelTable HopperTable() {
   static KernelEntry entries[] = {

@@ -1,5 +1,6 @@
 // spmm and sddmm for half precision on Hopper, with wgmma, where the gather costs next to no time
-// of its own: y = activation(x W + bias), and dvalues = x^T dy at the kept slots.
+// of its own: y = activation(x W + bias), and dvalues = x^T dy at the kept slots. sddmm in TF32 too:
+// of dy the copies round to it, of x the tensor cores cut off what it does not hold.
 //
 //   producer   warpgroup 0: gathers the lines of x that slots name by 16-byte cp.async, fetches the
 //              values, or dy, by TMA; both land in the layout that wgmma reads
@@ -28,7 +29,7 @@ namespace jax_nm {
 template <class T, class Out, class Tile>
 __global__ void __launch_bounds__(kHopperThreads, 1)
     HopperKernel(const __grid_constant__ HopperMaps maps, const __grid_constant__ HopperArgs args) {
-  static_assert(sizeof(T) == 2, "operands are half precision");
+  static_assert(sizeof(T) == Tile::kElementBytes, "the tile is laid out for these operands");
   extern __shared__ unsigned char dynamic_shared[];
   const HopperShared<Tile> shared(dynamic_shared);
   if (threadIdx.x == 0) {

@@ -47,10 +47,12 @@ KernelTable SddmmFloat16();
 // In builds for sm_90a.
 KernelTable HopperBFloat16(bool float_result);
 KernelTable HopperFloat16(bool float_result);
+KernelTable HopperFloat32();  // sddmm, in TF32
 KernelTable HopperSpmmTBFloat16(bool float_result);
 KernelTable HopperSpmmTFloat16(bool float_result);
 KernelTable HopperShortBFloat16(bool float_result);
 KernelTable HopperShortFloat16(bool float_result);
+KernelTable HopperSplitFloat32();
 KernelTable HopperTf32Float32();
 KernelTable HopperSkinnyBFloat16();
 KernelTable HopperSkinnyFloat16();

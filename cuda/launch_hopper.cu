@@ -7,7 +7,9 @@
 #include "launch_args.h"
 #include "launch_hopper.h"
 #include "short_config.h"
+#include "split_config.h"
 #include "tf32_config.h"
+#include "tuning_split.h"
 
 namespace jax_nm {
 namespace {
@@ -36,6 +38,7 @@ struct Lines {
   int64_t lines;
   int64_t pitch_lines;
   int64_t batch;
+  bool rounds_to_tf32 = false;  // float32, on its way to shared memory
 };
 
 // Boxes of one line of 128 or 64 bytes by `box_lines`, stored with the swizzle of that width. What
@@ -51,8 +54,8 @@ cudaError_t MakeMap(const Lines& m, int32_t box_lines, CUtensorMap* map,
                             static_cast<cuuint32_t>(box_lines), 1};
   const cuuint32_t steps[] = {1, 1, 1};
   const CUresult result = encode.load(std::memory_order_acquire)(
-      map, MapType(m.dtype), 3, const_cast<void*>(m.data), extents, strides, box, steps,
-      CU_TENSOR_MAP_INTERLEAVE_NONE,
+      map, m.rounds_to_tf32 ? CU_TENSOR_MAP_DATA_TYPE_TFLOAT32 : MapType(m.dtype), 3,
+      const_cast<void*>(m.data), extents, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
       line_bytes == 64 ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_128B,
       CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
@@ -113,7 +116,8 @@ HopperArgs MakeHopperArgs(const Problem& p, const Config& config, const Buffers&
 bool IsAligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
 
 cudaError_t MakeDyMap(const Problem& p, const void* data, CUtensorMap* map) {
-  return MakeMap({data, p.dtype, p.rows, p.rows, p.cols, p.cols, p.batch}, 64, map);
+  const bool tf32 = p.dtype == DType::kFloat32;
+  return MakeMap({data, p.dtype, p.rows, p.rows, p.cols, p.cols, p.batch, tf32}, 64, map);
 }
 
 // Of the result, or of the sum before the activation, which lies alike.
@@ -130,6 +134,21 @@ cudaError_t MakeResultMap(const Problem& p, const HopperArgs& args, const void* 
   const int32_t box_lines =
       args.result_feature_major ? kHopperWarpCols : kHopperLineBytes / ByteWidth(p.result_dtype);
   return MakeMap({data, p.result_dtype, length, length, lines, lines, p.batch}, box_lines, map);
+}
+
+cudaError_t LaunchBlocks(const Config& config, const void* function, void** parameters,
+                         cudaStream_t stream) {
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {static_cast<unsigned>(config.cluster), 1, 1};
+  cudaLaunchConfig_t launch{};
+  launch.gridDim = dim3(static_cast<unsigned>(config.blocks));
+  launch.blockDim = dim3(static_cast<unsigned>(config.threads));
+  launch.dynamicSmemBytes = static_cast<size_t>(config.shared_bytes);
+  launch.stream = stream;
+  launch.attrs = &cluster;
+  launch.numAttrs = config.cluster > 1 ? 1 : 0;
+  return cudaLaunchKernelExC(&launch, function, parameters);
 }
 
 }  // namespace
@@ -220,7 +239,9 @@ cudaError_t LaunchShort(const Problem& p, const Config& config, const void* func
   args.windows = config.block_windows;
   args.features = config.block_windows * p.m;
   args.stages = config.stages;
-  args.layout = MakeShortLayout(args.features, args.slots, config.group_cols);
+  args.layout = IsSplit(config.kernel)
+                    ? MakeShortLayout<SplitTile>(args.features, args.slots, config.group_cols)
+                    : MakeShortLayout(args.features, args.slots, config.group_cols);
   HopperMaps maps{};
   cudaError_t error = MakeMap({b.first, p.dtype, p.rows, p.rows, p.depth, p.depth, p.batch},
                               args.features, &maps.first);
@@ -228,9 +249,7 @@ cudaError_t LaunchShort(const Problem& p, const Config& config, const void* func
   error = MakeValuesMap(p, config, b.second, &maps.second);
   if (error != cudaSuccess) return error;
   void* parameters[] = {&maps, &args};
-  return cudaLaunchKernel(function, dim3(static_cast<unsigned>(config.blocks)),
-                          dim3(static_cast<unsigned>(config.threads)), parameters,
-                          static_cast<size_t>(config.shared_bytes), stream);
+  return LaunchBlocks(config, function, parameters, stream);
 }
 
 cudaError_t LaunchTf32(const Problem& p, const Config& config, const void* function,

@@ -28,7 +28,7 @@ cudaError_t LaunchHopper(const Problem& p, const Config& config, const void* fun
 cudaError_t LaunchTf32(const Problem& p, const Config& config, const void* function,
                        const Buffers& buffers, cudaStream_t stream);
 
-// The same for spmm by the kernel for short vectors.
+// The same for spmm by the kernel for short vectors, or by the one that splits float32.
 cudaError_t LaunchShort(const Problem& p, const Config& config, const void* function,
                         const Buffers& buffers, cudaStream_t stream);
 

@@ -256,6 +256,24 @@ JAX_NM_WGMMA_WIDTHS(__nv_bfloat16, "bf16", KMajor, "0, 0")
 JAX_NM_WGMMA_WIDTHS(__half, "f16", KMajor, "0, 0")
 
 #undef JAX_NM_WGMMA_WIDTHS
+
+// In TF32, which always has the reduction contiguous in both operands.
+#define JAX_NM_WGMMA_TF32(N, COUNT, A, B, ACCUMULATE)                                             \
+  __device__ __forceinline__ void Wgmma(OperandTag<float, KMajor>, float (&d)[COUNT], uint64_t a, \
+                                        uint64_t b, bool accumulate) {                            \
+    asm volatile("{\n.reg .pred accumulate;\nsetp.ne.b32 accumulate, " ACCUMULATE                 \
+                 ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N                                     \
+                 "k8.f32.tf32.tf32"                                                               \
+                 " {" JAX_NM_NAMES_##COUNT "}, " A ", " B ", accumulate, 1, 1;\n}"                \
+                 : JAX_NM_SUMS_##COUNT(0)                                                         \
+                 : "l"(a), "l"(b), "r"(static_cast<int32_t>(accumulate)));                        \
+  }
+
+JAX_NM_WGMMA_TF32(64, 32, "%32", "%33", "%34")
+JAX_NM_WGMMA_TF32(128, 64, "%64", "%65", "%66")
+JAX_NM_WGMMA_TF32(256, 128, "%128", "%129", "%130")
+#undef JAX_NM_WGMMA_TF32
+
 // d = a b: what d held before is neither read nor kept.
 #define JAX_NM_WGMMA_FIRST(T, NAME, MAJOR, TRANSPOSED, N, COUNT, A, B)                            \
   __device__ __forceinline__ void WgmmaFirst(OperandTag<T, MAJOR>, float (&d)[COUNT], uint64_t a, \

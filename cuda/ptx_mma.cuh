@@ -44,6 +44,15 @@ __device__ __forceinline__ void Mma16816(float (&d)[4], const uint32_t (&a)[4],
   }
 }
 
+// d[16 x 8] = a[16 x 16] b[16 x 8] in bfloat16, sums in float32.
+__device__ __forceinline__ void Mma16816First(float (&d)[4], const uint32_t (&a)[4],
+                                              const uint32_t (&b)[2]) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, "
+      "{%4, %5, %6, %7}, {%8, %9}, {%10, %10, %10, %10};"
+      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(0.0f));
+}
+
 // d[16 x 8] += a[16 x 8] b[8 x 8] in TF32, sums in float32.
 __device__ __forceinline__ void Mma1688(float (&d)[4], const uint32_t (&a)[4],
                                         const uint32_t (&b)[2]) {

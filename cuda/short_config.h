@@ -23,10 +23,18 @@ constexpr int32_t kShortMaxStages = 8;
 constexpr int32_t kShortMinStages = 3;
 constexpr int32_t kShortMaxLines = 256;  // features of a stage: a table entry is a byte
 constexpr int32_t kShortAlignment = 1024;
-constexpr int32_t kShortRowSlabs = kShortRows / kHopperLineElements;
-constexpr int32_t kShortColSlabs = kShortCols / kHopperLineElements;
 constexpr int32_t kShortDecoders = 3;  // warps that decode indices, for a step each in turn
-static_assert(kShortDecoders <= kShortMinStages, "see kShortMinStages");
+
+// What the producers need to know of a tile.
+struct ShortTile {
+  static constexpr int32_t kRows = kShortRows;
+  static constexpr int32_t kCols = kShortCols;
+  static constexpr int32_t kLineElements = kHopperLineBytes / 2;
+  static constexpr int32_t kRowSlabs = kRows / kLineElements;
+  static constexpr int32_t kColSlabs = kCols / kLineElements;
+  static constexpr int32_t kMinStages = kShortMinStages;
+  static constexpr bool kShares = false;  // the blocks of a cluster may share a tile
+};
 
 // A stage: slabs of 64 rows of x, a line of 128 bytes for each feature; slabs of 64 columns of the
 // values, a line for each slot; and for each 16 slots and group of a warp the lines that its slots
@@ -39,13 +47,14 @@ struct ShortLayout {
   int32_t stage_bytes;
 };
 
+template <class Tile = ShortTile>
 constexpr ShortLayout MakeShortLayout(int32_t features, int32_t slots, int32_t group_cols) {
   ShortLayout s{};
   s.x_slab_bytes = RoundUp(features, 8) * kHopperLineBytes;
-  s.values_offset = kShortRowSlabs * s.x_slab_bytes;
+  s.values_offset = Tile::kRowSlabs * s.x_slab_bytes;
   s.values_slab_bytes = slots * kHopperLineBytes;
-  s.table_offset = s.values_offset + kShortColSlabs * s.values_slab_bytes;
-  s.stage_bytes = RoundUp(s.table_offset + kShortCols / group_cols * slots, kShortAlignment);
+  s.table_offset = s.values_offset + Tile::kColSlabs * s.values_slab_bytes;
+  s.stage_bytes = RoundUp(s.table_offset + Tile::kCols / group_cols * slots, kShortAlignment);
   return s;
 }
 

@@ -58,8 +58,9 @@ class ShortMultiplier {
   static constexpr int kGroupTiles = kGroupCols / 8;
   static constexpr int kColTiles = kShortWarpCols / 8;
   static constexpr int kRowTiles = kShortRows / 16;
-  static constexpr int kSlabTiles = kRowTiles / kShortRowSlabs;
-  static constexpr int kUnits = kGroups * kShortRowSlabs;  // reads of x for 16 slots
+  static constexpr int kRowSlabs = ShortTile::kRowSlabs;
+  static constexpr int kSlabTiles = kRowTiles / kRowSlabs;
+  static constexpr int kUnits = kGroups * kRowSlabs;  // reads of x for 16 slots
   static_assert(kUnits % 2 == 0, "a unit has the same place in the ring for all slots");
 
   using Unit = uint4[4];  // 8 rows of each slot that the lane holds
@@ -104,7 +105,7 @@ class ShortMultiplier {
 
   // Product `v` of a unit with the columns of its group.
   __device__ __forceinline__ void Multiply(int unit, int v, const Unit& x, const Operands& o) {
-    const int group = unit / kShortRowSlabs, slab = unit % kShortRowSlabs;
+    const int group = unit / kRowSlabs, slab = unit % kRowSlabs;
     const uint32_t first = Word(x[0], v), second = Word(x[1], v);
     const uint32_t third = Word(x[2], v), fourth = Word(x[3], v);
     const uint32_t a[4] = {__byte_perm(first, second, 0x5410), __byte_perm(first, second, 0x7632),
@@ -143,8 +144,8 @@ class ShortMultiplier {
           // Behind the first products of a unit, so that they hide the latency of these reads.
           const int ahead = (unit + 1) % kUnits;
           LoadUnit(ahead > 0 ? base : next_base,
-                   ahead > 0 ? operands.lines[ahead / kShortRowSlabs] : next.lines[0],
-                   ahead % kShortRowSlabs, ring_[(unit + 1) % 2]);
+                   ahead > 0 ? operands.lines[ahead / kRowSlabs] : next.lines[0], ahead % kRowSlabs,
+                   ring_[(unit + 1) % 2]);
         }
       }
       if (last && !kFreesEarly) {
@@ -210,7 +211,7 @@ class ShortMultiplier {
       for (int e = 0; e < 2; ++e) {
         const int32_t col = col0 + t * 8 + lane_ % 4 * 2 + e;
 #pragma unroll
-        for (int slab = 0; slab < kShortRowSlabs; ++slab) {
+        for (int slab = 0; slab < kRowSlabs; ++slab) {
           float vector[8];
 #pragma unroll
           for (int i = 0; i < 8; ++i) {

@@ -21,6 +21,7 @@ struct Tf32Tile {
   static constexpr Op kOp = Op::kSpmm;
   static constexpr KernelId kId = kId_;
   static constexpr int32_t kElementBytes = 4;
+  static constexpr int32_t kChunkElements = 16 / kElementBytes;  // of a copy
   static constexpr bool kColsContiguous = false;
   static constexpr bool kWgmmaReadsX = false;
   static constexpr int32_t kBlockN = kBlockN_;  // rows

@@ -11,6 +11,7 @@
 #include "tuning_mma.h"
 #include "tuning_short.h"
 #include "tuning_skinny.h"
+#include "tuning_split.h"
 
 namespace jax_nm {
 namespace {
@@ -131,6 +132,11 @@ Config BaseConfig(const KernelInfo& kernel, int32_t element_bytes) {
     case KernelId::kSddmmHopper64x128:
     case KernelId::kSddmmHopper64x64x2:
     case KernelId::kSpmmShort128x256:
+    case KernelId::kSpmmSplit64x256:
+    case KernelId::kSpmmTf32256x128:
+    case KernelId::kSpmmTf32128x128:
+    case KernelId::kSpmmTf32256x64x2:
+    case KernelId::kSpmmTf32128x64x2:
     case KernelId::kSpmmTHopper128:
     case KernelId::kSpmmTHopper64:
     case KernelId::kSpmmTHopper32:
@@ -206,11 +212,13 @@ int64_t ResultElements(const Problem& p) {
 
 // What rules a kernel out whatever its configuration, or kChosen.
 Verdict CheckKernel(const Problem& p, const Device& device, const KernelInfo& kernel) {
+  if (p.values_transposed != IsTf32(kernel.id)) return Verdict::kTransposed;
   if (device.arch == 0) return Verdict::kArch;
   if (p.dtype == DType::kFloat64 || p.result_dtype == DType::kFloat64) return Verdict::kDtype;
   if (std::max({p.rows, p.depth, p.cols, p.kept}) > kMaxDimension) return Verdict::kTooLarge;
   if (NeedsSm90a(kernel.id) && !device.wgmma) return Verdict::kWgmma;
   if (IsShort(kernel.id)) return ShortReason(p).empty() ? Verdict::kChosen : Verdict::kShort;
+  if (IsSplit(kernel.id)) return SplitReason(p).empty() ? Verdict::kChosen : Verdict::kSplit;
   if (IsHopper(kernel.id)) {
     return HopperReason(p, kernel.id).empty() ? Verdict::kChosen : Verdict::kHopper;
   }
@@ -242,6 +250,11 @@ Candidate BestOf(const Problem& p, const Device& device, const KernelInfo& kerne
   if (IsShort(kernel.id)) {
     best.config = ShortConfig(p, device);
     best.cycles = ShortCycles(p, device, best.config);
+    return best;
+  }
+  if (IsSplit(kernel.id)) {
+    best.config = SplitConfig(p, device);
+    best.cycles = SplitCycles(p, device, best.config);
     return best;
   }
   if (IsSkinny(kernel.id)) return BestSkinny(p, device, kernel, workspace_bytes);
@@ -381,7 +394,7 @@ std::string Reason(const Problem& p, const Choice& choice, const Candidate& cand
       const int64_t blocks = p.batch * tiles.outer * tiles.inner * shares;
       return (p.kernel != 0 ? "asked for; " : "the fastest by estimate, ") +
              Cycles(candidate.cycles) + ": " + std::to_string(blocks) +
-             (IsHopper(c.kernel) || IsShort(c.kernel)
+             (IsHopper(c.kernel) || IsShort(c.kernel) || IsSplit(c.kernel)
                   ? " tiles, walked by " + std::to_string(c.blocks) + " blocks" + Sharing(c)
                   : std::string(" blocks")) +
              (IsSkinny(c.kernel) && c.cluster > 1
@@ -407,6 +420,9 @@ std::string Reason(const Problem& p, const Choice& choice, const Candidate& cand
       return "the CUDA kernels need compute capability 8.0 or newer";
     case Verdict::kDtype:
       return "the CUDA kernels take float32, bfloat16 and float16, not float64";
+    case Verdict::kTransposed:
+      return p.values_transposed ? "needs values that are not transposed"
+                                 : "needs transposed values";
     case Verdict::kTooLarge:
       return "rows, depth, cols and kept must each be at most " + std::to_string(kMaxDimension);
     case Verdict::kMixedGroups:
@@ -425,6 +441,8 @@ std::string Reason(const Problem& p, const Choice& choice, const Candidate& cand
       return HopperReason(p, candidate.kernel->id);
     case Verdict::kShort:
       return ShortReason(p);
+    case Verdict::kSplit:
+      return SplitReason(p);
     case Verdict::kMma:
       return MmaReason(p, candidate.kernel->id);
     case Verdict::kFfma:
@@ -449,21 +467,44 @@ int64_t WorkspaceBytes(const Problem& p) {
 }
 
 bool NeedsSm90a(KernelId kernel) {
-  return IsHopper(kernel) || IsShort(kernel) || IsSkinnyBulk(kernel);
+  return IsHopper(kernel) || IsShort(kernel) || IsSplit(kernel) || IsSkinnyBulk(kernel);
 }
 
 double FewRowsMicroseconds(const Problem& p, bool wgmma) {
   const Choice choice = Choose(p, kDefaultArch, 0, wgmma, WorkspaceBytes(p));
   if (choice.chosen.verdict != Verdict::kChosen) return std::numeric_limits<double>::infinity();
-  const double kernel = Microseconds(choice.device, choice.chosen.cycles);
+  const double kernel = EstimateMicroseconds(p, choice);
   return p.x_layout == Layout::kRowMajor ? kernel : kernel + TransposeMicroseconds(p);
+}
+
+double EstimateMicroseconds(const Problem& p, const Choice& choice) {
+  const double kernel = Microseconds(choice.device, choice.chosen.cycles);
+  return p.values_transposed ? kernel + TransposeValuesMicroseconds(p) : kernel;
+}
+
+bool TransposedValuesPay(const Problem& p, bool wgmma) {
+  if (p.kernel != 0) return IsTf32(static_cast<KernelId>(p.kernel));
+  if (p.op != Op::kSpmm) return false;
+  Problem plain = p, transposed = p;
+  plain.values_transposed = false;
+  transposed.values_transposed = true;
+  transposed.values_cols = p.cols;
+  const auto choose = [wgmma](const Problem& q) {
+    return Choose(q, kDefaultArch, 0, wgmma, WorkspaceBytes(q));
+  };
+  const Choice with = choose(transposed);
+  if (with.chosen.verdict != Verdict::kChosen) return false;
+  const Choice without = choose(plain);
+  return without.chosen.verdict != Verdict::kChosen ||
+         EstimateMicroseconds(transposed, with) < EstimateMicroseconds(plain, without);
 }
 
 bool DensePays(const Problem& p, bool wgmma) {
   if (p.kernel != 0) return false;
   const Choice choice = Choose(p, kDefaultArch, 0, wgmma, WorkspaceBytes(p));
   return choice.chosen.verdict == Verdict::kChosen &&
-         DenseCycles(p, choice.device) < choice.chosen.cycles;
+         Microseconds(choice.device, DenseCycles(p, choice.device)) <
+             EstimateMicroseconds(p, choice);
 }
 
 }  // namespace jax_nm

@@ -23,6 +23,12 @@ bool IsTf32(KernelId kernel);
 int32_t RasterCols(const TileCounts& tiles, double outer_bytes, double inner_bytes,
                    int32_t num_sms);
 
+// How many blocks are in flight in clusters of a size. The multiprocessors of a cluster belong to
+// one of the GPU's processing clusters, of which some have fewer than others: of its 132 an H200
+// fills all with clusters of 2, 117 with clusters of 3 and 120 with clusters of 4. What does not
+// fit runs in a second wave, which takes twice the time.
+int32_t BlocksInClusters(int32_t num_sms, int32_t cluster);
+
 // What the kernel needs and the problem does not have; empty if it computes it. Shapes only:
 // operands must also be aligned to 16 bytes, as XLA's buffers are.
 std::string HopperReason(const Problem& p, KernelId kernel);

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 SUPPORTED = ("float32", "bfloat16", "float16", "float64")
 SUPPORTED_TEXT = f"{', '.join(SUPPORTED[:-1])} or {SUPPORTED[-1]}"
 
-# Whether a precision asks for true float32.
+# Whether a precision asks for the accuracy of float32.
 PRECISIONS = {
     None: False,
     "default": False,
@@ -153,7 +153,7 @@ def check_whole(function: str, w: NMArray) -> None:
 
 
 def check_precision(function: str, precision: Any) -> bool:
-    """Whether true float32 is asked for."""
+    """Whether the accuracy of float32 is asked for."""
     if precision is None:
         config: Any = jax.config  # the stubs of jax 0.10 do not name its options
         precision = config.jax_default_matmul_precision

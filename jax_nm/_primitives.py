@@ -47,7 +47,7 @@ class Spec:
       pattern: The weight's pattern.
       depth: The reduction length of x; under `shard_map`, of the local shard.
       batch_ndim: How many leading axes of the operands belong to the weight.
-      highest: True for `Precision.HIGHEST`: true float32, cotangents not narrowed.
+      highest: True for `Precision.HIGHEST`: no TF32, cotangents not narrowed.
       kernel: Forces a kernel by its id; 0 lets the tuning function choose.
       arch: Chooses as that compute capability (times ten) would; 0 is the device's own.
       implementation: None, 'sparse', 'dense' or a CUDA kernel of spmm, see `_choice`.

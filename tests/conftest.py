@@ -120,6 +120,6 @@ def strict():
 
 @pytest.fixture
 def highest():
-    """True float32 everywhere, so that integers stay exact on tensor cores too."""
+    """No TF32 anywhere, so that integers stay exact on tensor cores too."""
     with jax.default_matmul_precision("highest"):
         yield

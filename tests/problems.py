@@ -19,6 +19,8 @@ from jax_nm import NMArray, Pattern, _lowering, _tuning
 from jax_nm._primitives import Spec
 
 OPS = ("spmm", "spmm_t", "sddmm")
+# The kernel that computes float32 from products in bfloat16.
+SPLIT = _tuning.kernels()["spmm_split_64x256"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,6 +177,25 @@ _SHORT = [
     _problem("short_batched", 136, 706, 264, "8:32:32", batch=(3,)),
     _problem("short_many_tiles", 1032, 136, 5000, "16:32:32"),
 ]
+# What the kernel takes that splits float32: rows and columns that are a multiple of 4,
+# vectors and windows as above. Tiles are 64 by 256; where 132 blocks are not a divisor
+# of them, clusters of 2 to 4 blocks share the slots of the last ones.
+_SPLIT = [
+    _problem("split_32", 132, 1100, 392, "8:32:32"),
+    _problem("split_16", 260, 520, 280, "16:32:16"),
+    _problem("split_8", 68, 330, 264, "4:32:8"),
+    _problem("split_24", 76, 300, 136, "12:32:24"),
+    _problem("split_odd", 127, 200, 513, "8:32:64"),
+    _problem("split_odd_windows", 129, 451, 96, "16:21:40"),
+    _problem("split_tail", 70, 4 * 32 + 3, 516, "8:32:8"),
+    _problem("split_batched", 132, 706, 264, "8:32:32", batch=(3,)),
+    _problem("split_one_group", 100, 270, 300, "8:16:512"),
+    _problem("split_all_kept", 68, 100, 260, "16:16:32"),
+    _problem("split_many_tiles", 1028, 32, 2564, "16:32:32"),
+    _problem("split_shared_tiles", 136, 8200, 264, "16:32:32"),
+    _problem("split_shared_batched", 68, 4100, 520, "8:32:16", batch=(5,)),
+    _problem("split_shared_last", 580, 1100, 3596, "8:32:32"),
+]
 _HOPPER_ROUNDS = _problem("hopper_shared_last", 136, 4096, 17000, "8:32:128")
 
 
@@ -196,6 +217,7 @@ PROBLEMS: list[Problem] = [
     *(dataclasses.replace(p, dtype="float16") for p in _HOPPER),
     *(dataclasses.replace(p, dtype="bfloat16") for p in _SHORT),
     *(dataclasses.replace(p, dtype="float16") for p in _SHORT),
+    *_SPLIT,
     dataclasses.replace(_HOPPER_ROUNDS, dtype="bfloat16"),
     *_SKINNY,
     *(dataclasses.replace(p, dtype="bfloat16") for p in _SKINNY),
@@ -309,6 +331,15 @@ def cuda_kernels(op: str, problem: Problem, *epilogue, highest=False) -> list[in
         return True
 
     return [kernel for kernel in _tuning.kernels().values() if can_run(kernel)]
+
+
+def on_tensor_cores(platform: str, op: str, problem: Problem, *, highest) -> bool:
+    """Whether this product may be summed on tensor cores, which truncate."""
+    if platform != "cuda":
+        return False
+    if problem.dtype != "float32" or not highest:
+        return True
+    return SPLIT in cuda_kernels(op, problem, highest=True)
 
 
 def _finish(problem, rng, draw) -> Operands:

@@ -152,16 +152,18 @@ def test_result_layout(with_cuda, platform_name, rows, result_layout, code):
     ("rows", "dtype", "padded"),
     [
         (64, "float32", 64),
-        (65, "float32", 68),
+        (65, "float32", 96),
         (68, "float32", 68),
-        (65, "bfloat16", 72),
-        (66, "float16", 72),
+        (65, "bfloat16", 128),
+        (66, "float16", 128),
         (72, "bfloat16", 72),
         (7, "float32", 7),  # row-major: rows are not contiguous
         (7, "bfloat16", 7),
     ],
 )
-def test_rows_are_padded_to_16_bytes(with_cuda, rows, dtype, padded):
+def test_rows_that_are_not_aligned_are_padded_to_128_bytes(
+    with_cuda, rows, dtype, padded
+):
     problem = make(rows, dtype)
     calls = lowered(problem, "cuda")
     element = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}[dtype]

@@ -24,11 +24,13 @@ from problems import (
     FEW,
     OPS,
     PROBLEMS,
+    SPLIT,
     Problem,
     cuda_kernels,
     gaussians,
     integers,
     is_padding,
+    on_tensor_cores,
 )
 
 import jax_nm
@@ -47,17 +49,19 @@ every_op = pytest.mark.parametrize("op", OPS)
 LONG = [
     p
     for p in PROBLEMS
-    if p.dtype == "bfloat16"
-    and p.name
+    if (p.dtype, p.name)
     in (
-        "hopper_eighth",
-        "hopper_many_tiles",
-        "short_many_tiles",
-        "hopper_shared_tiles",
-        "hopper_shared_last",
-        "skinny_deep",
-        "skinny_rows_64",
-        "skinny_long",
+        ("bfloat16", "hopper_eighth"),
+        ("bfloat16", "hopper_many_tiles"),
+        ("bfloat16", "short_many_tiles"),
+        ("bfloat16", "hopper_shared_tiles"),
+        ("bfloat16", "hopper_shared_last"),
+        ("bfloat16", "skinny_deep"),
+        ("bfloat16", "skinny_rows_64"),
+        ("bfloat16", "skinny_long"),
+        ("float32", "split_many_tiles"),
+        ("float32", "split_shared_tiles"),
+        ("float32", "split_shared_last"),
     )
 ]
 
@@ -350,9 +354,10 @@ def check_rounding(platform, problem: Problem, op, *, highest):
     u_out = unit_roundoff(dtype)
     u_in = u_part = 0.0
     u_acc = unit_roundoff("float64" if dtype == "float64" else "float32")
-    if platform == "cuda" and (dtype != "float32" or not highest):
-        u_acc *= 2  # tensor cores truncate
-        u_in = 2.0**-10 if dtype == "float32" else 0.0
+    if on_tensor_cores(platform, op, problem, highest=highest):
+        u_acc *= 2
+    if platform == "cuda" and dtype == "float32" and not highest:
+        u_in = 2.0**-10
     if platform == "cuda" and op == "spmm_t" and dtype in ("bfloat16", "float16"):
         u_part = unit_roundoff("bfloat16") ** 2  # a partial sum may be two terms
     relative = u_out + u_part + 2 * u_in + (problem.reduction(op) + 2) * u_acc
@@ -368,6 +373,26 @@ def check_rounding(platform, problem: Problem, op, *, highest):
         baseline = max(baseline, rounding)
     norm = np.linalg.norm(reference.ravel())
     assert np.linalg.norm(error.ravel()) <= 2 * baseline + u_out * norm
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [p for p in PROBLEMS if p.name.startswith("split_") and p.cols % 4 == 0],
+    ids=str,
+)
+@pytest.mark.parametrize("exponent", [0, 60, -60])
+def test_products_in_bfloat16_have_the_errors_of_float32(cuda, problem, exponent):
+    """Of the kernel that splits float32, also where the choice falls on another."""
+    if SPLIT not in cuda_kernels("spmm", problem, highest=True):
+        pytest.skip("needs a device of compute capability 9.0")
+    x, values, indices = gaussians(problem).of("spmm")
+    operands = np.ldexp(x, exponent), np.ldexp(values, -exponent // 2), indices
+    reference = oracle.compute("spmm", problem, *operands)
+    scale = oracle.magnitude("spmm", problem, *operands)
+    out = run("spmm", problem, operands, kernel=SPLIT, highest=True)
+    error = np.abs(out.astype(reference.dtype) - reference)
+    u = unit_roundoff("float32")
+    assert (error <= (u + (problem.kept + 2) * 2 * u) * scale).all()
 
 
 def round_to_tf32(a: np.ndarray) -> np.ndarray:
@@ -418,13 +443,14 @@ def test_a_thousand_launches_are_bit_equal(cuda, problem, op):
         return different + jnp.sum(bits(y) != bits(first))
 
     def bits(a):
-        return jax.lax.bitcast_convert_type(a, jnp.uint16)
+        return jax.lax.bitcast_convert_type(a, f"uint{8 * a.dtype.itemsize}")
 
     # Those that hand stages from warp to warp.
+    families = ("hopper", "mma", "short", "skinny", "ffma", "split")
     ringed = {
         kernel
         for name, kernel in _tuning.kernels().items()
-        if any(family in name for family in ("hopper", "mma", "short", "skinny"))
+        if any(family in name for family in families)
     }
     for kernel in ringed & set(cuda_kernels(op, problem)):
         spec = problem.spec(kernel=kernel)
@@ -457,15 +483,19 @@ def test_non_finite_values_reach_their_readers_only(platform, problem, op, speci
     with np.errstate(invalid="ignore"):
         exact = oracle.compute(op, problem, first, second, indices)
     # By way of a dense matrix, they reach their whole row.
-    out = run(op, problem, (first, second, indices), implementation="sparse")
+    ways = [{"implementation": "sparse"}]
+    if platform == "cuda" and SPLIT in cuda_kernels(op, problem, highest=True):
+        ways.append({"kernel": SPLIT, "highest": True})
     finite = np.isfinite(exact)
     assert not finite.all()
     assert finite.any()
     # NumPy knows NaN in its own dtypes only.
     wide = "float64"
-    np.testing.assert_array_equal(
-        out.astype(wide), rounded(exact, problem.dtype).astype(wide)
-    )
+    for way in ways:
+        out = run(op, problem, (first, second, indices), **way)
+        np.testing.assert_array_equal(
+            out.astype(wide), rounded(exact, problem.dtype).astype(wide)
+        )
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,7 @@ BULK = {k: v for k, v in SKINNY.items() if "bulk" in k}  # of these those for Ho
 HOPPER = {k: v for k, v in _tuning.kernels().items() if "hopper" in k}
 SHORT = {k: v for k, v in _tuning.kernels().items() if "short" in k}
 GENERIC = r"spmm_\d+x\d+_(window|gather)"
+SPLIT = {k: v for k, v in _tuning.kernels().items() if "split" in k}
 FFMA = {k: v for k, v in _tuning.kernels().items() if "ffma" in k}
 MMA = {k: v for k, v in _tuning.kernels().items() if "mma" in k}
 # What each kernel of spmm_t keeps of a window of 32.
@@ -107,10 +108,22 @@ def problem(
     )
 
 
+def on_cuda_cores(**spec):
+    """The fastest of the kernels of spmm that multiply in float32."""
+    choices = (
+        _tuning.choose(**spec | {"kernel": kernel})
+        for name, kernel in _tuning.kernels("spmm").items()
+        if name in FFMA or re.fullmatch(GENERIC, name)
+    )
+    return min(choices, key=lambda choice: choice["predicted_us"])
+
+
 def blocks(choice, op, batch, rows, depth, cols, pattern):
     """Thread blocks of the launch, from the printed configuration."""
     n, m, _ = pattern
     config = choice["config"]
+    if "blocks" in config:  # which walk over the tiles
+        return config["blocks"]
     windows = -(-depth // m)
     kept = windows * n
     tiles = {
@@ -167,7 +180,7 @@ def test_forced_kernels_are_honoured(name, kernel, arch):
         spec |= dict(dtype="bfloat16", pattern=(n, 32, 256), allow_tf32=True)
     if name in SHORT:
         spec |= dict(dtype="bfloat16", pattern=(8, 32, 32))
-    if (name in HOPPER or name in SHORT or name in BULK) and arch != 90:
+    if name in {*HOPPER, *SHORT, *BULK, *SPLIT} and arch != 90:
         with pytest.raises(ValueError, match=rf"capability 9\.0 .* got sm_{arch}"):
             _tuning.choose(**problem(op, **spec))
     else:
@@ -298,7 +311,7 @@ def test_the_choice_agrees_with_what_was_measured(pattern, kernel):
 @pytest.mark.parametrize("rows", (256, 1024, 4096))
 def test_two_blocks_of_eight_warps_share_a_multiprocessor(pattern, rows):
     # One block of 8 warps fills half of the issue slots, two of them three quarters.
-    config = _tuning.choose(**problem(rows=rows, pattern=pattern))["config"]
+    config = on_cuda_cores(**problem(rows=rows, pattern=pattern))["config"]
     per_sm = (228 << 10) // (config["shared_bytes"] + 1024)
     launched = (
         blocks({"config": config}, "spmm", 1, rows, 4096, 4096, pattern) / NUM_SMS[90]
@@ -628,10 +641,14 @@ def test_launches_of_hopper_kernels_fit_the_card(num_sms, op):
 @pytest.mark.parametrize(
     "change, reason",
     (
-        (dict(dtype="float32"), "needs bfloat16 or float16 operands"),
+        (dict(dtype="float32"), "rounds float32 operands to TF32, which HIGHEST"),
         (dict(x_feature_major=False), "needs a feature-major x"),
         (dict(y_feature_major=False), "needs a feature-major dy"),
         (dict(rows=4097), "needs rows to be a multiple of 8, .* got 4097"),
+        (
+            dict(rows=4098, dtype="float32", allow_tf32=True),
+            "needs rows to be a multiple of 4, .* got 4098",
+        ),
         (dict(cols=4100), "needs a row-major result to have rows of whole 16 bytes"),
         (dict(pattern=(8, 32, 96)), r"needs a vector_length that is .* got 96"),
         (dict(rows=0), "needs something to multiply"),
@@ -749,14 +766,21 @@ def test_a_second_part_costs_a_scatter_in_each_group(n, slots, length):
     assert one < two < one + 1.2 * scatter
 
 
+@pytest.mark.parametrize("dtype, lines", (("bfloat16", 64), ("float32", 32)))
 @pytest.mark.parametrize("length", (64, 128, 256, 2**31 - 1))
 @pytest.mark.parametrize("rows, depth, cols", ((72, 40, 72), (4096, 4096, 4096)))
-def test_sddmm_in_half_precision_runs_on_tensor_cores(rows, depth, cols, length):
-    choice = _tuning.choose(
-        **half("sddmm", rows=rows, depth=depth, cols=cols, pattern=(8, 32, length))
-    )
+def test_sddmm_runs_on_tensor_cores(rows, depth, cols, length, dtype, lines):
+    sizes = dict(rows=rows, depth=depth, cols=cols, pattern=(8, 32, length))
+    spec = half("sddmm", dtype=dtype, allow_tf32=True, **sizes)
+    choice = _tuning.choose(**spec)
     assert choice["kernel"] in hopper_kernels("sddmm"), choice
-    assert choice["config"]["block_rows"] == 64
+    assert choice["config"]["block_rows"] == lines
+
+
+@pytest.mark.parametrize("n", (16, 8, 4))
+def test_sddmm_in_tf32_does_not_go_by_way_of_dense(n):
+    spec = half("sddmm", dtype="float32", pattern=(n, 32, 128), allow_tf32=True)
+    assert not _tuning.dense_pays(**spec)
 
 
 def test_a_build_without_code_for_sm_90a_has_no_hopper_kernels():
@@ -928,8 +952,8 @@ def test_the_choice_and_its_time_are_those_measured(
 @pytest.mark.parametrize("rows", (1024, 4096))
 @pytest.mark.parametrize("length", (32, 64, 128))
 @pytest.mark.parametrize("n", (16, 12, 8, 4))
-def test_true_float32_goes_to_warps_that_copy_and_warps_that_multiply(rows, length, n):
-    choice = _tuning.choose(**problem(rows=rows, pattern=(n, 32, length)))
+def test_float32_goes_to_warps_that_copy_and_warps_that_multiply(rows, length, n):
+    choice = on_cuda_cores(**problem(rows=rows, pattern=(n, 32, length)))
     assert choice["kernel"] in FFMA
     config = choice["config"]
     # Two blocks share a multiprocessor.
@@ -963,6 +987,95 @@ def test_what_warps_that_multiply_in_float32_do_not_take(change, reason):
     for kernel in FFMA.values():
         with pytest.raises(ValueError, match=reason):
             _tuning.choose(**spec | {"kernel": kernel})
+
+
+# Float32 by products in bfloat16, on the tensor cores of Hopper.
+
+
+@pytest.mark.parametrize("rows", (256, 1024, 4096))
+@pytest.mark.parametrize("length", (32, 64, 128, 4096))
+@pytest.mark.parametrize("n", (16, 12, 8, 4))
+def test_true_float32_is_split_on_hopper(rows, length, n):
+    spec = problem(rows=rows, pattern=(n, 32, length))
+    choice = _tuning.choose(**spec)
+    config = choice["config"]
+    assert choice["kernel"] in SPLIT, choice
+    assert config["stages"] >= 2 and config["shared_bytes"] <= 227 * 1024
+    assert config["block_kept"] % 16 == 0 and config["group_cols"] == 32
+    assert config["cluster"] == 1 or config["shared_tiles"] > 0
+    assert choice["predicted_us"] < on_cuda_cores(**spec)["predicted_us"]
+    assert not _tuning.dense_pays(**spec)
+    # Where there is code for it, and only there.
+    assert _tuning.choose(**spec, wgmma=False)["kernel"] not in SPLIT
+    with pytest.raises(ValueError, match=r"code for it \(sm_90a\) in this"):
+        kernel = SPLIT["spmm_split_64x256"]
+        _tuning.choose(**spec | {"kernel": kernel}, wgmma=False)
+
+
+@pytest.mark.parametrize(
+    "rows, cols, depth, n, length, slots, cluster, microseconds",
+    (
+        (4096, 4096, 4096, 16, 32, 64, 1, 1213),
+        (4096, 4096, 4096, 12, 32, 48, 1, 925),
+        (4096, 4096, 4096, 8, 32, 32, 1, 632),
+        (4096, 4096, 4096, 4, 32, 32, 1, 333),
+        (4096, 4096, 4096, 4, 16, 32, 1, 418),
+        (4096, 4096, 4096, 4, 8, 32, 1, 657),
+        (4096, 4096, 4096, 16, 128, 64, 1, 1242),
+        (1024, 4096, 4096, 8, 32, 32, 1, 160),
+        (512, 5120, 5120, 16, 32, 64, 2, 289),
+        (512, 5120, 5120, 4, 32, 32, 2, 83),
+        (256, 4096, 4096, 16, 32, 64, 2, 84),
+        (256, 4096, 4096, 12, 32, 48, 2, 64),
+        (256, 4096, 4096, 4, 32, 32, 2, 28),
+        (256, 2048, 2048, 16, 32, 32, 3, 34.3),
+        (256, 2048, 2048, 4, 32, 32, 3, 16.3),
+        (4096, 22016, 8192, 16, 32, 64, 1, 12914),
+        (4096, 22016, 8192, 4, 32, 32, 1, 3487),
+    ),
+)
+def test_the_steps_of_split_float32_and_its_time_are_those_measured(
+    rows, cols, depth, n, length, slots, cluster, microseconds
+):
+    # On an H200, the kernel alone; no other steps and clusters were 4 % faster.
+    spec = problem(rows=rows, cols=cols, depth=depth, pattern=(n, 32, length))
+    choice = _tuning.choose(**spec | {"kernel": SPLIT["spmm_split_64x256"]})
+    config = choice["config"]
+    assert (config["block_kept"], config["cluster"]) == (slots, cluster), choice
+    assert choice["predicted_us"] == pytest.approx(microseconds, rel=0.06)
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    (
+        (dict(dtype="bfloat16"), "splits float32, got operands in half precision"),
+        (dict(x_feature_major=False), "needs a feature-major x, got a row-major one"),
+        (dict(rows=4097), "needs rows of whole 16 bytes, got 4097 of them"),
+        (dict(cols=4098), "needs rows of values of whole 16 bytes, got 4098 columns"),
+        (dict(pattern=(8, 32, 12)), "a multiple of 8 or spans all columns, got 12"),
+        (dict(pattern=(1, 32, 32)), "at most 256 features .* got 1:32"),
+        (dict(pattern=(128, 256, 32)), "at most .* 64 slots, .* got 128:256"),
+        (dict(pattern=(64, 256, 32)), "two steps fit in shared memory, got 64:256"),
+        (dict(depth=0), "needs something to multiply"),
+        (dict(rows=2**30, depth=8, cols=8), "dimensions that tensor maps"),
+    ),
+)
+def test_what_the_kernel_that_splits_float32_does_not_take(change, reason):
+    spec = problem(**{"pattern": (8, 32, 32), **change})
+    choice = _tuning.choose(**spec)
+    assert choice["kernel"] not in SPLIT
+    reasons = [why for name, why in choice["rejected"] if name in SPLIT]
+    assert reasons and all(re.search(reason, why) for why in reasons), reasons
+    with pytest.raises(ValueError, match=reason):
+        _tuning.choose(**spec | {"kernel": SPLIT["spmm_split_64x256"]})
+
+
+def test_split_float32_takes_padded_values_and_any_result():
+    for change in (dict(cols=4097, padded_values=True), dict(y_feature_major=False)):
+        for tf32 in (False, True):
+            kernel = SPLIT["spmm_split_64x256"]
+            spec = problem(kernel=kernel, allow_tf32=tf32, **change)
+            assert _tuning.choose(**spec)["kernel"] in SPLIT
 
 
 # Dense or sparse, for the forward product.

@@ -95,7 +95,7 @@ def by_shape(points: Iterable[Point]) -> list[list[Point]]:
 
 
 def _fp32() -> Iterable[Point]:
-    """The paper's own sweep: 100 shapes at its four patterns, true float32."""
+    """The paper's own sweep: 100 shapes at its four patterns, without TF32."""
     for rows, (cols, depth), n in itertools.product(
         SWEEP_ROWS, SWEEP_COLS_DEPTH, SWEEP_KEPT
     ):
