@@ -148,11 +148,11 @@ inline ffi::ErrorOr<Problem> MakeProblem(Op op, const Attributes& attributes,
       e.failure()) {
     return ffi::Unexpected(e);
   }
-  const ffi::Error shape =
-      p.values_transposed ? CheckShape(target, "transposed values", values_like.dimensions(),
-                                       {p.batch, p.cols, PaddedKept(p.kept)})
-                          : CheckShape(target, "values", values_like.dimensions(),
-                                       {p.batch, p.kept, p.values_cols});
+  const ffi::Error shape = p.values_transposed
+                               ? CheckShape(target, "transposed values", values_like.dimensions(),
+                                            {p.batch, p.cols, PaddedKept(p.kept)})
+                               : CheckShape(target, "values", values_like.dimensions(),
+                                            {p.batch, p.kept, p.values_cols});
   if (shape.failure()) return ffi::Unexpected(shape);
   if (ffi::Error e =
           CheckShape(target, "indices", indices.dimensions(), {p.batch, p.groups, p.kept});

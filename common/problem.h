@@ -66,8 +66,8 @@ struct Problem {
   int32_t n;
   int32_t m;
   int32_t vector_length;
-  Layout x_layout;  // of x or dx, each [batch, rows, depth]
-  Layout y_layout;  // of y or dy, each [batch, rows, cols]
+  Layout x_layout;         // of x or dx, each [batch, rows, depth]
+  Layout y_layout;         // of y or dy, each [batch, rows, cols]
   bool values_transposed;  // spmm: [batch, cols, PaddedKept(kept)] in memory
   bool allow_tf32;
   int32_t kernel;  // 0: the tuning function chooses

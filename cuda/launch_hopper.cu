@@ -185,21 +185,6 @@ cudaError_t MakeTransposedValuesMap(const Problem& p, const Config& config, cons
       config.block_cols / 2, map, config.block_kept * ByteWidth(p.dtype));
 }
 
-cudaError_t LaunchBlocks(const Config& config, const void* function, void** parameters,
-                         cudaStream_t stream) {
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {static_cast<unsigned>(config.cluster), 1, 1};
-  cudaLaunchConfig_t launch{};
-  launch.gridDim = dim3(static_cast<unsigned>(config.blocks));
-  launch.blockDim = dim3(static_cast<unsigned>(config.threads));
-  launch.dynamicSmemBytes = static_cast<size_t>(config.shared_bytes);
-  launch.stream = stream;
-  launch.attrs = &cluster;
-  launch.numAttrs = config.cluster > 1 ? 1 : 0;
-  return cudaLaunchKernelExC(&launch, function, parameters);
-}
-
 }  // namespace
 
 cudaError_t LaunchHopper(const Problem& p, const Config& config, const void* function,

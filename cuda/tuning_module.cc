@@ -98,11 +98,11 @@ void Define(nb::module_& m, const char* name, Result (*function)(const Problem&,
                  int32_t vector_length, bool x_feature_major, bool y_feature_major, bool allow_tf32,
                  int32_t kernel, int32_t arch, const std::string& activation, bool has_bias,
                  bool padded_values, bool transposed_values, More... more) {
-        return function(NamedProblem(op, dtype, result_dtype, batch, rows, depth, cols, n, m,
-                                     vector_length, x_feature_major, y_feature_major, allow_tf32,
-                                     kernel, arch, activation, has_bias, padded_values,
-                                     transposed_values),
-                        more...);
+        return function(
+            NamedProblem(op, dtype, result_dtype, batch, rows, depth, cols, n, m, vector_length,
+                         x_feature_major, y_feature_major, allow_tf32, kernel, arch, activation,
+                         has_bias, padded_values, transposed_values),
+            more...);
       },
       nb::arg("op"), nb::arg("dtype"), nb::arg("result_dtype"), nb::arg("batch"), nb::arg("rows"),
       nb::arg("depth"), nb::arg("cols"), nb::arg("n"), nb::arg("m"), nb::arg("vector_length"),
