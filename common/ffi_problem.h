@@ -86,7 +86,8 @@ inline std::string ExpectedPattern(int32_t n, int32_t m, int32_t vector_length) 
 //   spmm:   x, values -> y        spmm_t: dy, values -> dx        sddmm: x, dy -> dvalues
 // `first` and `second` are the operands in that order. All buffers have rank 3, with the batch axis
 // in front: x-like [batch, rows, depth], y-like [batch, rows, cols], values-like
-// [batch, kept, cols], where spmm also takes rows that are padded to a multiple of 8, indices
+// [batch, kept, cols], where spmm also takes rows that are padded to a multiple of 8, or where
+// `layout` says so, transposed values [batch, cols, PaddedKept(kept)]; indices
 // [batch, groups, kept]. Dimensions are logical: `layout` says how the
 // x-like and the y-like buffer lie in memory; the others are row-major.
 inline ffi::ErrorOr<Problem> MakeProblem(Op op, const Attributes& attributes,
@@ -104,8 +105,11 @@ inline ffi::ErrorOr<Problem> MakeProblem(Op op, const Attributes& attributes,
   if (!IsPattern(a.n, a.m, a.vector_length)) {
     return fail(ExpectedPattern(a.n, a.m, a.vector_length));
   }
-  if (a.layout < 0 || a.layout > (kXFeatureMajor | kYFeatureMajor)) {
-    return fail("expected a layout code from 0 to 3, got " + std::to_string(a.layout));
+  const int32_t layouts =
+      kXFeatureMajor | kYFeatureMajor | (op == Op::kSpmm ? kValuesTransposed : 0);
+  if (a.layout < 0 || a.layout > layouts) {
+    return fail("expected a layout code from 0 to " + std::to_string(layouts) + ", got " +
+                std::to_string(a.layout));
   }
 
   const ffi::AnyBuffer& x_like = op == Op::kSpmmT ? result : first;
@@ -125,8 +129,9 @@ inline ffi::ErrorOr<Problem> MakeProblem(Op op, const Attributes& attributes,
   p.depth = x_like.dimensions()[2];
   p.cols = y_like.dimensions()[2];
   // spmm takes values whose rows are padded to whole 16 bytes.
+  p.values_transposed = (a.layout & kValuesTransposed) != 0;
   p.values_cols = op == Op::kSpmm ? values_like.dimensions()[2] : p.cols;
-  if (p.values_cols != PaddedCols(p.cols)) p.values_cols = p.cols;
+  if (p.values_transposed || p.values_cols != PaddedCols(p.cols)) p.values_cols = p.cols;
   p.n = a.n;
   p.m = a.m;
   p.vector_length = a.vector_length;
@@ -143,11 +148,12 @@ inline ffi::ErrorOr<Problem> MakeProblem(Op op, const Attributes& attributes,
       e.failure()) {
     return ffi::Unexpected(e);
   }
-  if (ffi::Error e =
-          CheckShape(target, "values", values_like.dimensions(), {p.batch, p.kept, p.values_cols});
-      e.failure()) {
-    return ffi::Unexpected(e);
-  }
+  const ffi::Error shape = p.values_transposed
+                               ? CheckShape(target, "transposed values", values_like.dimensions(),
+                                            {p.batch, p.cols, PaddedKept(p.kept)})
+                               : CheckShape(target, "values", values_like.dimensions(),
+                                            {p.batch, p.kept, p.values_cols});
+  if (shape.failure()) return ffi::Unexpected(shape);
   if (ffi::Error e =
           CheckShape(target, "indices", indices.dimensions(), {p.batch, p.groups, p.kept});
       e.failure()) {

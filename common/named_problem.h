@@ -42,7 +42,7 @@ inline Problem NamedProblem(const std::string& op, const std::string& dtype,
                             int32_t vector_length, bool x_feature_major, bool y_feature_major,
                             bool allow_tf32, int32_t kernel, int32_t arch,
                             const std::string& activation = "", bool has_bias = false,
-                            bool padded_values = false) {
+                            bool padded_values = false, bool transposed_values = false) {
   if (m < 1 || m > 256 || n < 1 || n > m || vector_length < 1) {
     throw std::invalid_argument(
         "the pattern must have 1 <= n <= m <= 256 and vector_length >= 1, got " +
@@ -60,6 +60,7 @@ inline Problem NamedProblem(const std::string& op, const std::string& dtype,
   p.depth = depth;
   p.cols = cols;
   p.values_cols = padded_values ? PaddedCols(cols) : cols;
+  p.values_transposed = transposed_values;
   p.n = n;
   p.m = m;
   p.vector_length = vector_length;
@@ -77,6 +78,10 @@ inline Problem NamedProblem(const std::string& op, const std::string& dtype,
   }
   if (padded_values && p.op != Op::kSpmm) {
     throw std::invalid_argument("only spmm takes padded values, got op '" + op + "'");
+  }
+  if (transposed_values && (p.op != Op::kSpmm || padded_values)) {
+    throw std::invalid_argument("only spmm takes transposed values, and no padded ones, got op '" +
+                                op + "'");
   }
   return p;
 }

@@ -30,6 +30,7 @@ enum class Layout : int32_t { kRowMajor = 0, kFeatureMajor = 1 };
 // The bits of the `layout` attribute of the FFI targets.
 constexpr int32_t kXFeatureMajor = 1;
 constexpr int32_t kYFeatureMajor = 2;
+constexpr int32_t kValuesTransposed = 4;
 
 // What a fused spmm applies to each sum, once the bias is added. The values are those of the
 // `activation` attribute of its FFI target.
@@ -48,6 +49,9 @@ constexpr int32_t kAllowTF32 = 1;  // not HIGHEST: float32 operands may be round
 // Rows of values of an spmm may be padded with zeros to whole 16 bytes of half precision.
 constexpr int64_t PaddedCols(int64_t cols) { return (cols + 7) / 8 * 8; }
 
+// Transposed values have columns of whole 16 bytes of float32, padded likewise.
+constexpr int64_t PaddedKept(int64_t kept) { return (kept + 3) / 4 * 4; }
+
 struct Problem {
   Op op;
   DType dtype;         // of both floating-point operands
@@ -62,8 +66,9 @@ struct Problem {
   int32_t n;
   int32_t m;
   int32_t vector_length;
-  Layout x_layout;  // of x or dx, each [batch, rows, depth]
-  Layout y_layout;  // of y or dy, each [batch, rows, cols]
+  Layout x_layout;         // of x or dx, each [batch, rows, depth]
+  Layout y_layout;         // of y or dy, each [batch, rows, cols]
+  bool values_transposed;  // spmm: [batch, cols, PaddedKept(kept)] in memory
   bool allow_tf32;
   int32_t kernel;  // 0: the tuning function chooses
   int32_t arch;    // compute capability * 10, e.g. 90; 0: the device's own (CPU kernels ignore it)

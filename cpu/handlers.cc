@@ -32,8 +32,9 @@ ffi::Error Run(Op op, ffi::ThreadPool pool, const ffi::AnyBuffer& first,
                const ffi::AnyBuffer& result, const Attributes& attributes) {
   const ffi::ErrorOr<Problem> problem = MakeProblem(op, attributes, first, second, indices, result);
   if (problem.has_error()) return problem.error();
-  if (problem->values_cols != problem->cols) {
-    return ffi::Error::InvalidArgument("jax_nm: the CPU kernels take no padded values");
+  if (problem->values_cols != problem->cols || problem->values_transposed) {
+    return ffi::Error::InvalidArgument(
+        "jax_nm: the CPU kernels take no padded or transposed values");
   }
   const DType dtype = problem->dtype;
   if (!IsAligned(first.untyped_data(), dtype) || !IsAligned(second.untyped_data(), dtype) ||

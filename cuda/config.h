@@ -76,6 +76,10 @@ enum class KernelId : int32_t {
   kSpmmSplit64x256 = 92,
   kSddmmSplit64x256 = 93,
   kSddmmSplit32x256 = 94,
+  kSpmmTf32256x128 = 96,
+  kSpmmTf32128x128 = 97,
+  kSpmmTf32256x64x2 = 98,
+  kSpmmTf32128x64x2 = 99,
 };
 
 struct Config {

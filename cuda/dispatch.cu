@@ -51,6 +51,7 @@ KernelTable HopperTableOf(const Problem& p, const Config& config) {
   if (p.op == Op::kSpmmT) {
     return bfloat16 ? HopperSpmmTBFloat16(float_result) : HopperSpmmTFloat16(float_result);
   }
+  if (IsTf32(config.kernel)) return HopperTf32Float32();
   if (p.dtype == DType::kFloat32) return HopperFloat32();
   return bfloat16 ? HopperBFloat16(float_result) : HopperFloat16(float_result);
 }
@@ -146,6 +147,7 @@ cudaError_t Launch(const Problem& p, const Config& config, const Buffers& b, cud
   if (elements == 0) return cudaSuccess;
   KernelEntry* entry = FindEntry(p, config);
   if (entry == nullptr) return cudaErrorInvalidDeviceFunction;
+  if (IsTf32(config.kernel)) return LaunchTf32(p, config, entry->function, b, stream);
   if (IsHopper(config.kernel)) return LaunchHopper(p, config, entry->function, b, stream);
   if (IsShort(config.kernel) || IsSplit(config.kernel)) {
     return LaunchShort(p, config, entry->function, b, stream);

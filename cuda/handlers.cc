@@ -68,7 +68,7 @@ cudaError_t CurrentDevice(DeviceInfo* info) {
 }
 
 using ProblemKey = std::tuple<int, int, int, int64_t, int64_t, int64_t, int64_t, int64_t, int, int,
-                              int, int, int, bool, int, int, int, bool, bool, int64_t, int>;
+                              int, int, int, bool, bool, int, int, int, bool, bool, int64_t, int>;
 
 ProblemKey KeyOf(const Problem& p, int64_t workspace_bytes, int ordinal) {
   return {static_cast<int>(p.op),
@@ -84,6 +84,7 @@ ProblemKey KeyOf(const Problem& p, int64_t workspace_bytes, int ordinal) {
           p.vector_length,
           static_cast<int>(p.x_layout),
           static_cast<int>(p.y_layout),
+          p.values_transposed,
           p.allow_tf32,
           p.kernel,
           p.arch,

@@ -49,6 +49,8 @@ template <Op kOp_, KernelId kId_, int32_t kBlockN_, int32_t kGroups_, int32_t kE
 struct HopperTile {
   static constexpr Op kOp = kOp_;
   static constexpr KernelId kId = kId_;
+  static constexpr bool kColsContiguous = kOp == Op::kSpmm;  // in the other operand
+  static constexpr bool kWgmmaReadsX = true;  // and not the consumers, to hand it over in registers
   static constexpr int32_t kBlockN = kBlockN_;
   static constexpr int32_t kBlockCols = 64 * kHopperConsumers;
   static constexpr int32_t kGroups = kGroups_;

@@ -88,9 +88,9 @@ class HopperProducer {
       for (int32_t slab = 0; slab < kHopperConsumers; ++slab) {
         const int32_t col = first_col + slab * 64;
         const int32_t depth = step * Tile::kBlockDepth;
-        const bool col_is_contiguous = Tile::kOp == Op::kSpmm;
         ptx::LoadBox(shared_.Second(ring_.stage) + slab * Tile::kSlabBytes, second_map_, full,
-                     col_is_contiguous ? col : depth, col_is_contiguous ? depth : col, batch);
+                     Tile::kColsContiguous ? col : depth, Tile::kColsContiguous ? depth : col,
+                     batch);
       }
     }
     __syncwarp();
@@ -98,17 +98,24 @@ class HopperProducer {
 
   // Ends a stage whose copies have been issued.
   __device__ __forceinline__ void FinishStage() {
-    ptx::CommitGroup();
-    if (in_flight_ == Tile::kLag) {
-      Announce<Tile::kLag>(Tile::kLag);
+    if constexpr (Tile::kWgmmaReadsX) {
+      ptx::CommitGroup();
+      if (in_flight_ == Tile::kLag) {
+        Announce<Tile::kLag>(Tile::kLag);
+      } else {
+        ++in_flight_;
+      }
     } else {
-      ++in_flight_;
+      TestDelay();
+      ptx::BarrierArriveAfterCopies(shared_.Full(ring_.stage));
     }
     ring_.Advance(kTeams);
   }
 
   __device__ __forceinline__ void AnnounceAll() {
-    for (; in_flight_ > 0; --in_flight_) Announce<0>(in_flight_);
+    if constexpr (Tile::kWgmmaReadsX) {
+      for (; in_flight_ > 0; --in_flight_) Announce<0>(in_flight_);
+    }
   }
 
   // For every shared tile that lies behind this team, leaves the ring to the consumers until the

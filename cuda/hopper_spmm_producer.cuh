@@ -1,5 +1,4 @@
-// spmm's producer: a step is 64 slots (of each of two groups, 32), and every slot's line of x comes
-// from a feature of its own.
+// spmm's producer: every slot's line of x comes from a feature of its own.
 #pragma once
 
 #include "hopper_producer.cuh"
@@ -27,8 +26,9 @@ class HopperSpmmProducer : private HopperProducer<Tile> {
     Owned<const uint8_t*> indices = Indices(at);
     Owned<uint32_t> index = Fetch(indices, work.first_step);
     while (more) {
-      const int32_t row = at.n_tile * Tile::kBlockN + lane_ % 8 * 8;
-      const char* x = static_cast<const char*>(args_.x) + at.batch * args_.x_batch_bytes + row * 2;
+      const int32_t row = at.n_tile * Tile::kBlockN + lane_ % 8 * Tile::kChunkElements;
+      const char* x = static_cast<const char*>(args_.x) + at.batch * args_.x_batch_bytes +
+                      row * Tile::kElementBytes;
       const int32_t rows_left = args_.rows - row;
       const int32_t first_col = at.col_tile * Tile::kBlockCols;
       const int32_t batch = at.batch;
@@ -121,7 +121,8 @@ class HopperSpmmProducer : private HopperProducer<Tile> {
       for (int32_t slab = 0; slab < Tile::kLineSlabs; ++slab) {
         ptx::CopyAsync16OrZero(
             (to ^ (i % 8 * 16)) + i * kHopperLineBytes + slab * Tile::kXSlabBytes,
-            from + slab * kHopperLineBytes, nothing || rows_left <= slab * kHopperLineElements);
+            from + slab * kHopperLineBytes,
+            nothing || rows_left <= slab * (kHopperLineBytes / Tile::kElementBytes));
       }
     }
   }

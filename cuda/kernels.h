@@ -54,6 +54,7 @@ KernelTable HopperShortBFloat16(bool float_result);
 KernelTable HopperShortFloat16(bool float_result);
 KernelTable HopperSplitFloat32();
 KernelTable HopperSplitSddmmFloat32();
+KernelTable HopperTf32Float32();
 KernelTable HopperSkinnyBFloat16();
 KernelTable HopperSkinnyFloat16();
 

@@ -8,6 +8,7 @@
 #include "launch_hopper.h"
 #include "short_config.h"
 #include "split_config.h"
+#include "tf32_config.h"
 #include "tuning_split.h"
 
 namespace jax_nm {
@@ -40,22 +41,23 @@ struct Lines {
   bool rounds_to_tf32 = false;  // float32, on its way to shared memory
 };
 
-// Boxes of one 128-byte line by `box_lines`, stored with the 128-byte swizzle. What is not visible
-// reads as zeros and is not written.
-cudaError_t MakeMap(const Lines& m, int32_t box_lines, CUtensorMap* map) {
+// Boxes of one line of 128 or 64 bytes by `box_lines`, stored with the swizzle of that width. What
+// is not visible reads as zeros and is not written.
+cudaError_t MakeMap(const Lines& m, int32_t box_lines, CUtensorMap* map,
+                    int32_t line_bytes = kHopperLineBytes) {
   const int64_t width = ByteWidth(m.dtype);
   const cuuint64_t extents[] = {static_cast<cuuint64_t>(m.length), static_cast<cuuint64_t>(m.lines),
                                 static_cast<cuuint64_t>(m.batch)};
   const cuuint64_t strides[] = {static_cast<cuuint64_t>(m.pitch * width),
                                 static_cast<cuuint64_t>(m.pitch * m.pitch_lines * width)};
-  const cuuint32_t box[] = {static_cast<cuuint32_t>(kHopperLineBytes / width),
+  const cuuint32_t box[] = {static_cast<cuuint32_t>(line_bytes / width),
                             static_cast<cuuint32_t>(box_lines), 1};
   const cuuint32_t steps[] = {1, 1, 1};
   const CUresult result = encode.load(std::memory_order_acquire)(
       map, m.rounds_to_tf32 ? CU_TENSOR_MAP_DATA_TYPE_TFLOAT32 : MapType(m.dtype), 3,
       const_cast<void*>(m.data), extents, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-      CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+      line_bytes == 64 ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_128B,
+      CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 
@@ -176,6 +178,18 @@ cudaError_t MakeValuesMap(const Problem& p, const Config& config, const void* da
                  of_block ? kHopperBlockSlots : config.block_kept, map);
 }
 
+namespace {
+
+// Transposed values: lines of slots, a box for the columns of half a tile.
+cudaError_t MakeTransposedValuesMap(const Problem& p, const Config& config, const void* data,
+                                    CUtensorMap* map) {
+  return MakeMap(
+      {data, p.dtype, ValidKept(p.depth, p.n, p.m), PaddedKept(p.kept), p.cols, p.cols, p.batch},
+      config.block_cols / 2, map, config.block_kept * ByteWidth(p.dtype));
+}
+
+}  // namespace
+
 cudaError_t LaunchHopper(const Problem& p, const Config& config, const void* function,
                          const Buffers& b, cudaStream_t stream) {
   if (!IsAligned(b.first) || !IsAligned(b.second) || !IsAligned(b.result) || !IsAligned(b.sum)) {
@@ -228,6 +242,28 @@ cudaError_t LaunchShort(const Problem& p, const Config& config, const void* func
   error = p.op == Op::kSddmm ? MakeDyMap(p, config, b.second, &maps.second)
                              : MakeValuesMap(p, config, b.second, &maps.second);
   if (error != cudaSuccess) return error;
+  void* parameters[] = {&maps, &args};
+  return LaunchBlocks(config, function, parameters, stream);
+}
+
+cudaError_t LaunchTf32(const Problem& p, const Config& config, const void* function,
+                       const Buffers& b, cudaStream_t stream) {
+  if (!IsAligned(b.first) || !IsAligned(b.second) || !IsAligned(b.result) || !IsAligned(b.sum)) {
+    return cudaErrorMisalignedAddress;
+  }
+  Tf32Args args{MakeHopperArgs(p, config, b), static_cast<float*>(b.result),
+                static_cast<float*>(b.sum)};
+  HopperMaps maps{};
+  cudaError_t error = MakeTransposedValuesMap(p, config, b.second, &maps.second);
+  if (error != cudaSuccess) return error;
+  if (!args.hopper.result_feature_major) {
+    error = MakeResultMap(p, args.hopper, b.result, &maps.result);
+    if (error != cudaSuccess) return error;
+    if (p.emits_sum) {
+      error = MakeResultMap(p, args.hopper, b.sum, &maps.sum);
+      if (error != cudaSuccess) return error;
+    }
+  }
   void* parameters[] = {&maps, &args};
   return LaunchBlocks(config, function, parameters, stream);
 }

@@ -24,6 +24,10 @@ cudaError_t MakeValuesMap(const Problem& p, const Config& config, const void* da
 cudaError_t LaunchHopper(const Problem& p, const Config& config, const void* function,
                          const Buffers& buffers, cudaStream_t stream);
 
+// The same for spmm of float32 in TF32.
+cudaError_t LaunchTf32(const Problem& p, const Config& config, const void* function,
+                       const Buffers& buffers, cudaStream_t stream);
+
 // The same for spmm by the kernel for short vectors, and for spmm and sddmm by those that split
 // float32.
 cudaError_t LaunchShort(const Problem& p, const Config& config, const void* function,

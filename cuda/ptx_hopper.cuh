@@ -306,24 +306,33 @@ JAX_NM_WGMMA(__half, "f16", MAndKMajor, "1, 0", 64, 32, "%32", "%33", "%34")
 JAX_NM_WGMMA(__half, "f16", MAndKMajor, "1, 0", 128, 64, "%64", "%65", "%66")
 
 // The same with a in registers, 64 x 16 as a thread holds the sums of an m64n16, rounded in pairs;
-// N is contiguous in b.
-#define JAX_NM_WGMMA_REGISTERS(T, NAME, N, COUNT, A, B, ACCUMULATE)                         \
-  __device__ __forceinline__ void WgmmaRegisters(OperandTag<T, MnMajor>, float (&d)[COUNT], \
-                                                 const uint32_t (&a)[4], uint64_t b,        \
-                                                 bool accumulate) {                         \
-    asm volatile("{\n.reg .pred accumulate;\nsetp.ne.b32 accumulate, " ACCUMULATE           \
-                 ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N "k16.f32." NAME "." NAME      \
-                 " {" JAX_NM_NAMES_##COUNT "}, {" A "}, " B ", accumulate, 1, 1, 1;\n}"     \
-                 : JAX_NM_SUMS_##COUNT(0)                                                   \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b),                      \
-                   "r"(static_cast<int32_t>(accumulate)));                                  \
+// N is contiguous in b. In TF32 a is 64 x 8, and the reduction is contiguous: of lines lane / 4 and
+// lane / 4 + 8 of the warp's 16 a lane holds element lane % 4, then of both element lane % 4 + 4.
+#define JAX_NM_WGMMA_REGISTERS(T, NAME, MAJOR, K, TRANSPOSED, N, COUNT, A, B, ACCUMULATE)          \
+  __device__ __forceinline__ void WgmmaRegisters(OperandTag<T, MAJOR>, float (&d)[COUNT],          \
+                                                 const uint32_t (&a)[4], uint64_t b,               \
+                                                 bool accumulate) {                                \
+    asm volatile("{\n.reg .pred accumulate;\nsetp.ne.b32 accumulate, " ACCUMULATE                  \
+                 ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N K ".f32." NAME "." NAME              \
+                 " {" JAX_NM_NAMES_##COUNT "}, {" A "}, " B ", accumulate, 1, 1" TRANSPOSED ";\n}" \
+                 : JAX_NM_SUMS_##COUNT(0)                                                          \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b),                             \
+                   "r"(static_cast<int32_t>(accumulate)));                                         \
   }
+#define JAX_NM_WGMMA_REGISTERS_BF16(N, COUNT, A, B, ACCUMULATE) \
+  JAX_NM_WGMMA_REGISTERS(__nv_bfloat16, "bf16", MnMajor, "k16", ", 1", N, COUNT, A, B, ACCUMULATE)
+#define JAX_NM_WGMMA_REGISTERS_TF32(N, COUNT, A, B, ACCUMULATE) \
+  JAX_NM_WGMMA_REGISTERS(float, "tf32", KMajor, "k8", "", N, COUNT, A, B, ACCUMULATE)
 
-JAX_NM_WGMMA_REGISTERS(__nv_bfloat16, "bf16", 32, 16, "%16, %17, %18, %19", "%20", "%21")
-JAX_NM_WGMMA_REGISTERS(__nv_bfloat16, "bf16", 64, 32, "%32, %33, %34, %35", "%36", "%37")
-JAX_NM_WGMMA_REGISTERS(__nv_bfloat16, "bf16", 128, 64, "%64, %65, %66, %67", "%68", "%69")
-JAX_NM_WGMMA_REGISTERS(__nv_bfloat16, "bf16", 256, 128, "%128, %129, %130, %131", "%132", "%133")
+JAX_NM_WGMMA_REGISTERS_BF16(32, 16, "%16, %17, %18, %19", "%20", "%21")
+JAX_NM_WGMMA_REGISTERS_BF16(64, 32, "%32, %33, %34, %35", "%36", "%37")
+JAX_NM_WGMMA_REGISTERS_BF16(128, 64, "%64, %65, %66, %67", "%68", "%69")
+JAX_NM_WGMMA_REGISTERS_BF16(256, 128, "%128, %129, %130, %131", "%132", "%133")
+JAX_NM_WGMMA_REGISTERS_TF32(64, 32, "%32, %33, %34, %35", "%36", "%37")
+JAX_NM_WGMMA_REGISTERS_TF32(128, 64, "%64, %65, %66, %67", "%68", "%69")
 
+#undef JAX_NM_WGMMA_REGISTERS_TF32
+#undef JAX_NM_WGMMA_REGISTERS_BF16
 #undef JAX_NM_WGMMA_REGISTERS
 #undef JAX_NM_WGMMA
 #undef JAX_NM_NAMES_128

@@ -135,6 +135,10 @@ Config BaseConfig(const KernelInfo& kernel, int32_t element_bytes) {
     case KernelId::kSpmmSplit64x256:
     case KernelId::kSddmmSplit64x256:
     case KernelId::kSddmmSplit32x256:
+    case KernelId::kSpmmTf32256x128:
+    case KernelId::kSpmmTf32128x128:
+    case KernelId::kSpmmTf32256x64x2:
+    case KernelId::kSpmmTf32128x64x2:
     case KernelId::kSpmmTHopper128:
     case KernelId::kSpmmTHopper64:
     case KernelId::kSpmmTHopper32:
@@ -210,6 +214,7 @@ int64_t ResultElements(const Problem& p) {
 
 // What rules a kernel out whatever its configuration, or kChosen.
 Verdict CheckKernel(const Problem& p, const Device& device, const KernelInfo& kernel) {
+  if (p.values_transposed != IsTf32(kernel.id)) return Verdict::kTransposed;
   if (device.arch == 0) return Verdict::kArch;
   if (p.dtype == DType::kFloat64 || p.result_dtype == DType::kFloat64) return Verdict::kDtype;
   if (std::max({p.rows, p.depth, p.cols, p.kept}) > kMaxDimension) return Verdict::kTooLarge;
@@ -419,6 +424,9 @@ std::string Reason(const Problem& p, const Choice& choice, const Candidate& cand
       return "the CUDA kernels need compute capability 8.0 or newer";
     case Verdict::kDtype:
       return "the CUDA kernels take float32, bfloat16 and float16, not float64";
+    case Verdict::kTransposed:
+      return p.values_transposed ? "needs values that are not transposed"
+                                 : "needs transposed values";
     case Verdict::kTooLarge:
       return "rows, depth, cols and kept must each be at most " + std::to_string(kMaxDimension);
     case Verdict::kMixedGroups:
@@ -469,15 +477,38 @@ bool NeedsSm90a(KernelId kernel) {
 double FewRowsMicroseconds(const Problem& p, bool wgmma) {
   const Choice choice = Choose(p, kDefaultArch, 0, wgmma, WorkspaceBytes(p));
   if (choice.chosen.verdict != Verdict::kChosen) return std::numeric_limits<double>::infinity();
-  const double kernel = Microseconds(choice.device, choice.chosen.cycles);
+  const double kernel = EstimateMicroseconds(p, choice);
   return p.x_layout == Layout::kRowMajor ? kernel : kernel + TransposeMicroseconds(p);
+}
+
+double EstimateMicroseconds(const Problem& p, const Choice& choice) {
+  const double kernel = Microseconds(choice.device, choice.chosen.cycles);
+  return p.values_transposed ? kernel + TransposeValuesMicroseconds(p) : kernel;
+}
+
+bool TransposedValuesPay(const Problem& p, bool wgmma) {
+  if (p.kernel != 0) return IsTf32(static_cast<KernelId>(p.kernel));
+  if (p.op != Op::kSpmm) return false;
+  Problem plain = p, transposed = p;
+  plain.values_transposed = false;
+  transposed.values_transposed = true;
+  transposed.values_cols = p.cols;
+  const auto choose = [wgmma](const Problem& q) {
+    return Choose(q, kDefaultArch, 0, wgmma, WorkspaceBytes(q));
+  };
+  const Choice with = choose(transposed);
+  if (with.chosen.verdict != Verdict::kChosen) return false;
+  const Choice without = choose(plain);
+  return without.chosen.verdict != Verdict::kChosen ||
+         EstimateMicroseconds(transposed, with) < EstimateMicroseconds(plain, without);
 }
 
 bool DensePays(const Problem& p, bool wgmma) {
   if (p.kernel != 0) return false;
   const Choice choice = Choose(p, kDefaultArch, 0, wgmma, WorkspaceBytes(p));
   return choice.chosen.verdict == Verdict::kChosen &&
-         DenseCycles(p, choice.device) < choice.chosen.cycles;
+         Microseconds(choice.device, DenseCycles(p, choice.device)) <
+             EstimateMicroseconds(p, choice);
 }
 
 }  // namespace jax_nm

@@ -50,6 +50,7 @@ enum class Verdict {
   kNotForced,      // another kernel was asked for by name
   kArch,           // the device is too old
   kDtype,          // no CUDA kernel computes in float64
+  kTransposed,     // values are transposed, or are not, and the kernel wants the other
   kTooLarge,       // a dimension exceeds the kernels' 32-bit numbers
   kMixedGroups,    // gathering per group needs one group per thread
   kSharedMemory,   // no configuration fits
@@ -95,6 +96,15 @@ bool NeedsSm90a(KernelId kernel);
 // wants x feature-major with a transpose of x in front of it. Infinite if there is no kernel.
 // `wgmma` as for Choose.
 double FewRowsMicroseconds(const Problem& p, bool wgmma);
+
+// The estimated time of the kernel that was chosen, with the transpose of values that it reads
+// transposed.
+double EstimateMicroseconds(const Problem& p, const Choice& choice);
+
+// Whether values had better be transposed in front of the product, whatever they are in `p`: for a
+// kernel that needs them so, if it is asked for by its id or faster with the transpose than those
+// that need none. `wgmma` as for Choose.
+bool TransposedValuesPay(const Problem& p, bool wgmma);
 
 // Whether the product is faster by way of the dense weight or its dense gradient, with the dense
 // product of a library, than by the kernel that Choose chooses. Never where a kernel is asked for

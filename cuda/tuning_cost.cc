@@ -266,6 +266,11 @@ double TransposeMicroseconds(const Problem& p) {
   return kLaunch + 2.0 * ByteWidth(p.dtype) * p.batch * p.rows * p.depth / kBytesPerMicrosecond;
 }
 
+double TransposeValuesMicroseconds(const Problem& p) {
+  constexpr double kLaunch = 3.0, kBytesPerMicrosecond = 2.9e6;
+  return kLaunch + 2.0 * ByteWidth(p.dtype) * p.batch * p.kept * p.cols / kBytesPerMicrosecond;
+}
+
 double Microseconds(const Device& device, double cycles) {
   // The clocks of the cards of DeviceOf under load: of an H200 the one that the costs are chosen
   // for, elsewhere the boost clock of the data sheet.

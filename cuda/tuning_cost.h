@@ -18,6 +18,9 @@ double DenseCycles(const Problem& p, const Device& device);
 // The time in which XLA transposes x.
 double TransposeMicroseconds(const Problem& p);
 
+// The time in which XLA pads and transposes values.
+double TransposeValuesMicroseconds(const Problem& p);
+
 // Cycles as time at a clock that is typical of the device.
 double Microseconds(const Device& device, double cycles);
 

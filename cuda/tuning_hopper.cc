@@ -6,6 +6,7 @@
 
 #include "hopper_config.h"
 #include "kernel_args.h"
+#include "tf32_config.h"
 #include "tuning.h"
 
 namespace jax_nm {
@@ -96,6 +97,11 @@ constexpr Shape kShapes[] = {
     MakeShape<HopperSddmm128x64x2>(1000.0, 2300.0),
     MakeShape<HopperSddmm64x128>(470.0, 1100.0),
     MakeShape<HopperSddmm64x64x2>(600.0, 1100.0),
+    // Without the results of a tile, of which HopperCycles counts the bytes.
+    MakeShape<Tf32Spmm256x128>(1300.0, 0.0),
+    MakeShape<Tf32Spmm128x128>(880.0, 0.0),
+    MakeShape<Tf32Spmm256x64x2>(1090.0, 0.0),
+    MakeShape<Tf32Spmm128x64x2>(1010.0, 0.0),
 };
 
 const Shape* FindShape(KernelId kernel) {
@@ -135,8 +141,8 @@ int32_t RasterColsOf(const Problem& p, const Shape& s, const TileCounts& tiles, 
   double n_bytes = 0.0, col_bytes = 0.0;
   switch (p.op) {
     case Op::kSpmm:
-      n_bytes = 2.0 * s.block_n * p.depth;
-      col_bytes = 2.0 * s.block_cols * p.kept;
+      n_bytes = ByteWidth(p.dtype) * double(s.block_n) * p.depth;
+      col_bytes = ByteWidth(p.dtype) * double(s.block_cols) * p.kept;
       break;
     case Op::kSpmmT:
       n_bytes = 2.0 * s.block_n * p.cols;
@@ -194,7 +200,10 @@ std::vector<Config> LaunchesOf(const Problem& p, KernelId kernel, int32_t num_sm
   c.cluster = 1;
   c.shared_bytes = s.shared_bytes;
   std::vector<Config> configs{c};
-  if (p.op == Op::kSpmmT || !HopperShares(s.block_n, ByteWidth(p.result_dtype))) return configs;
+  const bool shares =
+      p.op != Op::kSpmmT && (IsTf32(kernel) || HopperShares(s.block_n, ByteWidth(p.result_dtype)));
+  // In TF32 sharing was never faster with more than two tiles for each block.
+  if (!shares || (IsTf32(kernel) && tiles >= 2 * num_sms)) return configs;
   for (int32_t cluster = 2; cluster <= kHopperMaxCluster; ++cluster) {
     const int32_t most = BlocksInClusters(num_sms, cluster);
     // Every block of a cluster has a step.
@@ -237,14 +246,24 @@ int32_t RasterCols(const TileCounts& tiles, double outer_bytes, double inner_byt
   return static_cast<int32_t>(CeilDiv64(cols, CeilDiv64(cols, best)));
 }
 
+bool IsTf32(KernelId kernel) {
+  return kernel == KernelId::kSpmmTf32256x128 || kernel == KernelId::kSpmmTf32128x128 ||
+         kernel == KernelId::kSpmmTf32256x64x2 || kernel == KernelId::kSpmmTf32128x64x2;
+}
+
 bool IsHopper(KernelId kernel) { return FindShape(kernel) != nullptr; }
+
+std::vector<Config> HopperLaunches(const Problem& p, KernelId kernel, const Device& device) {
+  return LaunchesOf(p, kernel, device.num_sms);
+}
 
 std::string HopperReason(const Problem& p, KernelId kernel) {
   const Shape& s = *FindShape(kernel);
+  if (IsTf32(kernel) && p.dtype != DType::kFloat32) return "needs float32 operands";
   const bool one_part = p.op == Op::kSpmmT && s.parts == 1;
   if (one_part && p.dtype != DType::kBFloat16) return "needs bfloat16 operands";
   if (one_part && !p.allow_tf32) return "rounds partial sums to bfloat16, which HIGHEST rules out";
-  const bool tf32 = p.op == Op::kSddmm && p.dtype == DType::kFloat32;
+  const bool tf32 = p.dtype == DType::kFloat32 && (p.op == Op::kSddmm || IsTf32(kernel));
   if (tf32 && !p.allow_tf32) return "rounds float32 operands to TF32, which HIGHEST rules out";
   if (!tf32 && p.dtype != DType::kBFloat16 && p.dtype != DType::kFloat16) {
     return "needs bfloat16 or float16 operands";
@@ -262,8 +281,8 @@ std::string HopperReason(const Problem& p, KernelId kernel) {
   if (p.op != Op::kSpmm && p.y_layout != Layout::kFeatureMajor) {
     return "needs a feature-major dy, got a row-major one";
   }
-  if (p.op != Op::kSddmm && p.values_cols % 8 != 0) {
-    return MultipleOf("the length of a row of values", 8, p.values_cols);
+  if (p.op != Op::kSddmm && !p.values_transposed && p.values_cols % chunk != 0) {
+    return MultipleOf("the length of a row of values", chunk, p.values_cols);
   }
   const bool row_major_result =
       p.op == Op::kSddmm || (p.op == Op::kSpmm && p.y_layout == Layout::kRowMajor);
@@ -277,7 +296,7 @@ std::string HopperReason(const Problem& p, KernelId kernel) {
   }
   if (std::max({p.rows, p.depth, p.cols, p.kept, p.batch}) > kMaxDimension ||
       p.depth * p.rows / chunk >= int64_t{kHopperNoLine} ||
-      p.kept * p.values_cols * 2 >= kMaxStride ||
+      PaddedKept(p.kept) * p.values_cols * ByteWidth(p.dtype) >= kMaxStride ||
       std::max(p.rows, p.kept) * p.cols * 4 >= kMaxStride) {
     return "needs dimensions that tensor maps and 32-bit offsets hold";
   }
@@ -298,7 +317,8 @@ Config HopperConfig(const Problem& p, KernelId kernel, const Device& device) {
 // costs the blocks of a cluster to wait for each other and to read each other's sums, which takes a
 // cycle for every 14 bytes. The points of suite hopper took 0.86 to 1.26 of the estimate, with a
 // standard deviation of 6 %; without the limit of L2 it was 9 %. With few rows the values stream
-// from memory.
+// from memory. In TF32, where the results of a tile are stored before the next one is begun, the
+// fastest of the kernels took 0.86 to 1.14 of the estimate on an H200.
 double HopperCycles(const Problem& p, const Device& device, const Config& c) {
   constexpr double kLaunch = 8500.0, kShare = 1500.0, kBytesPerCycle = 14.0;
   constexpr double kMemoryShare = 0.85;        // of the bandwidth on paper
@@ -318,10 +338,14 @@ double HopperCycles(const Problem& p, const Device& device, const Config& c) {
     walk_cycles = std::max(walk_cycles + p.groups * s.parts * s.group_cycles,
                            steps * s.products_cycles + p.groups * s.parts * kScatter);
   }
+  const double bandwidth = kMemoryShare * device.bytes_per_cycle;
+  const double stored =
+      IsTf32(c.kernel) ? double(ByteWidth(p.result_dtype)) * p.batch * p.rows * p.cols / bandwidth
+                       : 0.0;
   const double multiplied =
-      rounds * (walk_cycles + s.tile_cycles) +
+      stored + rounds * (walk_cycles + s.tile_cycles) +
       shared_rounds * (CeilDiv64(steps, c.cluster) * step + s.tile_cycles + share);
-  return kLaunch + Both(multiplied, ValuesBytes(p) / (kMemoryShare * device.bytes_per_cycle));
+  return kLaunch + Both(multiplied, ValuesBytes(p) / bandwidth);
 }
 
 }  // namespace jax_nm

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "config.h"
 #include "problem.h"
@@ -11,6 +12,9 @@
 namespace jax_nm {
 
 bool IsHopper(KernelId kernel);
+
+// Those of them that multiply float32 in TF32.
+bool IsTf32(KernelId kernel);
 
 // The tiles in flight walk over the reduction in step, so what L2 takes from memory is one panel of
 // x per row of tiles and one of the other operand per column of them. At 8192^3, 4:32, bands of 8
@@ -31,6 +35,7 @@ std::string HopperReason(const Problem& p, KernelId kernel);
 
 // The fastest way to launch a kernel for a problem that it computes, and the estimated cycles of a
 // launch, to be compared with those of the other kernels.
+std::vector<Config> HopperLaunches(const Problem& p, KernelId kernel, const Device& device);
 Config HopperConfig(const Problem& p, KernelId kernel, const Device& device);
 double HopperCycles(const Problem& p, const Device& device, const Config& config);
 

@@ -67,7 +67,7 @@ nb::dict ChooseDict(const Problem& p, bool wgmma, int32_t num_sms) {
   d["kernel"] = choice.chosen.kernel->name;
   d["config"] = ToDict(choice.chosen.config);
   d["why"] = why;
-  d["predicted_us"] = Microseconds(choice.device, choice.chosen.cycles);
+  d["predicted_us"] = EstimateMicroseconds(p, choice);
   d["rejected"] = rejected;
   d["workspace_bytes"] = workspace_bytes;
   return d;
@@ -97,17 +97,18 @@ void Define(nb::module_& m, const char* name, Result (*function)(const Problem&,
                  int64_t batch, int64_t rows, int64_t depth, int64_t cols, int32_t n, int32_t m,
                  int32_t vector_length, bool x_feature_major, bool y_feature_major, bool allow_tf32,
                  int32_t kernel, int32_t arch, const std::string& activation, bool has_bias,
-                 bool padded_values, More... more) {
-        return function(NamedProblem(op, dtype, result_dtype, batch, rows, depth, cols, n, m,
-                                     vector_length, x_feature_major, y_feature_major, allow_tf32,
-                                     kernel, arch, activation, has_bias, padded_values),
-                        more...);
+                 bool padded_values, bool transposed_values, More... more) {
+        return function(
+            NamedProblem(op, dtype, result_dtype, batch, rows, depth, cols, n, m, vector_length,
+                         x_feature_major, y_feature_major, allow_tf32, kernel, arch, activation,
+                         has_bias, padded_values, transposed_values),
+            more...);
       },
       nb::arg("op"), nb::arg("dtype"), nb::arg("result_dtype"), nb::arg("batch"), nb::arg("rows"),
       nb::arg("depth"), nb::arg("cols"), nb::arg("n"), nb::arg("m"), nb::arg("vector_length"),
       nb::arg("x_feature_major"), nb::arg("y_feature_major"), nb::arg("allow_tf32"),
       nb::arg("kernel"), nb::arg("arch"), nb::arg("activation") = "", nb::arg("has_bias") = false,
-      nb::arg("padded_values") = false, arguments..., doc);
+      nb::arg("padded_values") = false, nb::arg("transposed_values") = false, arguments..., doc);
 }
 
 NB_MODULE(_tuning, m) {
@@ -125,6 +126,9 @@ NB_MODULE(_tuning, m) {
          nb::arg("wgmma") = true);
   Define(m, "dense_pays", &DensePays,
          "Whether a product is faster by way of a dense matrix than by the kernel chosen.",
+         nb::arg("wgmma") = true);
+  Define(m, "transposed_values_pay", &TransposedValuesPay,
+         "Whether a product is faster with values that are transposed in front of it.",
          nb::arg("wgmma") = true);
   Define(m, "dense_us", &DenseMicroseconds,
          "The estimated time of a product by way of a dense matrix.");

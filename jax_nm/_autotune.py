@@ -255,6 +255,7 @@ def _problem(
     arguments = _lowering.problem_arguments(
         op, compute, result, batch, rows, cols, spec, x_fm, y_fm
     )
+    arguments = _lowering.with_transposed_values(arguments, spec)
     return _measured.problem_name(arguments), arguments, spec
 
 

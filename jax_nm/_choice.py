@@ -26,6 +26,13 @@ def kernel_ids() -> dict[str, int]:
     return dict(_tuning.kernels("spmm"))
 
 
+@functools.cache
+def of_transposed_values() -> frozenset[int]:
+    """The ids of those kernels that take values transposed, and no others."""
+    ids = kernel_ids().items()
+    return frozenset(id for name, id in ids if name.startswith("spmm_tf32_"))
+
+
 def check_implementation(function: str, implementation: Any) -> str | None:
     """The argument, if it is one of those above."""
     if implementation is None:

@@ -47,6 +47,7 @@ _KERNEL_DTYPES = {
     "cpu": ("float32", "bfloat16", "float16", "float64"),
     "cuda": ("float32", "bfloat16", "float16"),
 }
+_VALUES_TRANSPOSED = 4  # common/problem.h: kValuesTransposed
 _ALLOW_TF32 = 1  # common/problem.h: kAllowTF32
 _ACTIVATIONS = {None: 0, "relu": 1, "gelu": 2, "gelu_exact": 3, "silu": 4}  # Activation
 
@@ -341,7 +342,8 @@ def dense_pays(
     arch = spec.arch or local_arch()
     if arch == 0:
         return False
-    sizes, spec = (batch, rows, cols), dataclasses.replace(spec, arch=arch)
+    sizes, given = (batch, rows, cols), spec
+    spec = dataclasses.replace(spec, arch=arch)
     if wgmma is None:
         wgmma = has_wgmma()
     x_fm, y_fm = layouts(op, platform, dtype, sizes, spec, wgmma=wgmma)
@@ -356,6 +358,7 @@ def dense_pays(
         x_fm,
         y_fm,
     )
+    arguments = with_transposed_values(arguments, given, wgmma)
     return bool(_tuning.dense_pays(*(*arguments, wgmma)))
 
 
@@ -439,7 +442,21 @@ def _ffi(
         "sddmm": (x_order, y_order, weight_order),
     }[op]
 
-    if pads_values(op, platform, dtype, rows, cols, spec, x_fm):
+    bias, activation, emit_sum = epilogue or Epilogue()
+    arguments: tuple | None = None
+    transposed = _takes_transposed_values(op, spec)
+    if platform == "cuda" and not _symbolic(rows) and not _symbolic(batch):
+        arguments = problem_arguments(
+            *(op, dtype, result_dtype, batch, rows + pad, cols, spec, x_fm, y_fm),
+            activation=activation,
+            has_bias=bias is not None,
+        )
+        arguments = with_transposed_values(arguments, spec)
+        transposed = arguments[_measured.TRANSPOSED_VALUES]
+    if transposed:
+        second = jnp.pad(second, ((0, 0), (0, -pattern.kept(depth) % 4), (0, 0)))
+        second = jnp.swapaxes(second, 1, 2)
+    elif pads_values(op, platform, dtype, rows, cols, spec, x_fm):
         second = jnp.pad(second, ((0, 0), (0, 0), (0, -cols % 8)))
 
     operands = [first, second, indices]
@@ -450,12 +467,11 @@ def _ffi(
         "n": pattern.n,
         "m": pattern.m,
         "vector_length": pattern.vector_length,
-        "layout": int(x_fm) | int(y_fm) << 1,
+        "layout": int(x_fm) | int(y_fm) << 1 | _VALUES_TRANSPOSED * transposed,
         "flags": 0 if spec.highest else _ALLOW_TF32,
         "kernel": spec.kernel,
         "arch": spec.arch,
     }
-    bias, activation, emit_sum = epilogue or Epilogue()
     if epilogue is not None:
         # What is not there crosses the call as an empty array.
         operands.append(
@@ -470,24 +486,16 @@ def _ffi(
         attributes["activation"] = _ACTIVATIONS[activation]
     if platform == "cuda":
         size = 0
-        if not _symbolic(rows) and not _symbolic(batch):
-            problem = functools.partial(
-                problem_arguments,
-                *(op, dtype, result_dtype, batch, rows + pad, cols),
-                x_fm=x_fm,
-                y_fm=y_fm,
-                activation=activation,
-                has_bias=bias is not None,
-            )
-            size = _tuning.workspace_bytes(*problem(spec))
-            found = measured(problem(spec)) if _may_be_measured(spec) else None
+        if arguments is not None:
+            size = _tuning.workspace_bytes(*arguments)
+            found = measured(arguments) if _may_be_measured(spec) else None
             if found is not None:
                 attributes["kernel"] = _tuning.kernels(op)[found.kernel]
             if name is not None:
                 # Of a GPU that is not there, the kernel gets the benefit of the doubt.
                 arch = spec.arch or local_arch()
-                there = dataclasses.replace(spec, arch=arch)
-                _choice.check_kernel(name, problem(there), not arch or has_wgmma())
+                there = _measured.with_kernel(arguments, spec.kernel, arch)
+                _choice.check_kernel(name, there, not arch or has_wgmma())
         results.append(jax.ShapeDtypeStruct((size,), np.uint8))
         result_orders.append((0,))
 
@@ -609,6 +617,7 @@ def problem_arguments(
 ) -> tuple:
     """A problem as `_tuning` takes it, in its argument order."""
     pattern = spec.pattern
+    transposed = _takes_transposed_values(op, spec)
     return (
         op,
         np.dtype(dtype).name,
@@ -627,8 +636,35 @@ def problem_arguments(
         spec.arch,
         activation or "",
         has_bias,
-        pads_values(op, "cuda", dtype, rows, cols, spec, x_fm),
+        not transposed and pads_values(op, "cuda", dtype, rows, cols, spec, x_fm),
+        transposed,
     )
+
+
+def _takes_transposed_values(op: str, spec: Spec) -> bool:
+    """Whether a kernel is asked for that needs values transposed."""
+    return op == "spmm" and spec.kernel in _choice.of_transposed_values()
+
+
+def with_transposed_values(
+    arguments: tuple, spec: Spec, wgmma: bool | None = None
+) -> tuple:
+    """A problem as `_tuning` takes it, with values transposed where that pays.
+
+    The kernels that multiply float32 in TF32 on Hopper read slots contiguously, and no
+    others do, so this is decided when a program is lowered, for GPUs that are known.
+    """
+    arch = spec.arch
+    if not arch and not spec.exported and local_gpu() is not None:
+        arch = local_arch()
+    if not arch or spec.kernel or not has_many_rows(arguments[_measured.ROWS]):
+        return arguments
+    if wgmma is None:
+        wgmma = has_wgmma()
+    there = _measured.with_kernel(arguments, 0, arch)
+    if not _tuning.transposed_values_pay(*there, wgmma):
+        return arguments
+    return _measured.with_transposed_values(arguments)
 
 
 def _symbolic(size: Any) -> bool:

@@ -32,7 +32,8 @@ from jax_nm import _tuning
 
 _FORMAT = 1
 # Of a problem as `_tuning` takes it.
-OP, LAYOUTS, TF32, KERNEL, ARCH = 0, slice(10, 12), 12, 13, 14
+OP, ROWS, LAYOUTS, TF32, KERNEL, ARCH = 0, 4, slice(10, 12), 12, 13, 14
+PADDED_VALUES, TRANSPOSED_VALUES = 17, 18
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +94,13 @@ def with_kernel(arguments: tuple, kernel: int, arch: int) -> tuple:
     forced = list(arguments)
     forced[KERNEL], forced[ARCH] = kernel, arch
     return tuple(forced)
+
+
+def with_transposed_values(arguments: tuple) -> tuple:
+    """The same problem, with values transposed, and then not padded otherwise."""
+    transposed = list(arguments)
+    transposed[PADDED_VALUES], transposed[TRANSPOSED_VALUES] = False, True
+    return tuple(transposed)
 
 
 def find(

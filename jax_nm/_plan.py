@@ -269,6 +269,10 @@ def _plan(
     if platform == "cpu":
         choice = _cpu.plan(*arguments[:12])
         return _kernel_plan(op, platform, _cpu.isa(), problem, choice)
+    there = dataclasses.replace(spec, arch=capability)
+    arguments = _lowering.with_transposed_values(arguments, there, wgmma)
+    if arguments[_measured.TRANSPOSED_VALUES]:
+        problem += ", transposed values"
     arch = f"sm_{capability}"
     if name is not None:
         _choice.check_kernel(name, arguments, wgmma)
@@ -279,7 +283,7 @@ def _plan(
     plan = dataclasses.replace(plan, dense_us=_tuning.dense_us(*arguments))
     if spec.implementation == "dense":
         return _dense_plan(plan, _ASKED_DENSE)
-    sizes, there = (batch, rows), dataclasses.replace(spec, arch=capability)
+    sizes = (batch, rows)
     if spec.implementation is None and _lowering.dense_pays(
         op, platform, dtype, result_dtype, sizes, cols, there, wgmma
     ):

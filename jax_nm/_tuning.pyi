@@ -21,6 +21,7 @@ def choose(
     activation: str = "",
     has_bias: bool = False,
     padded_values: bool = False,
+    transposed_values: bool = False,
     wgmma: bool = True,
     num_sms: int = 0,
 ) -> dict[str, Any]:
@@ -50,6 +51,7 @@ def workspace_bytes(
     activation: str = "",
     has_bias: bool = False,
     padded_values: bool = False,
+    transposed_values: bool = False,
 ) -> int:
     """Bytes of scratch memory that the call is given."""
 
@@ -72,6 +74,7 @@ def few_rows_us(
     activation: str = "",
     has_bias: bool = False,
     padded_values: bool = False,
+    transposed_values: bool = False,
     wgmma: bool = True,
 ) -> float:
     """The estimated time in microseconds of a product with few rows, with a transpose
@@ -96,9 +99,36 @@ def dense_pays(
     activation: str = "",
     has_bias: bool = False,
     padded_values: bool = False,
+    transposed_values: bool = False,
     wgmma: bool = True,
 ) -> bool:
     """Whether the product is faster by way of a dense matrix."""
+
+def transposed_values_pay(
+    op: str,
+    dtype: str,
+    result_dtype: str,
+    batch: int,
+    rows: int,
+    depth: int,
+    cols: int,
+    n: int,
+    m: int,
+    vector_length: int,
+    x_feature_major: bool,
+    y_feature_major: bool,
+    allow_tf32: bool,
+    kernel: int,
+    arch: int,
+    activation: str = "",
+    has_bias: bool = False,
+    padded_values: bool = False,
+    transposed_values: bool = False,
+    wgmma: bool = True,
+) -> bool:
+    """Whether values had better be transposed in front of the product: for a kernel
+    that needs them so, if it is asked for or faster with the transpose than those that
+    need none. Whether they are in this problem does not matter."""
 
 def dense_us(
     op: str,
@@ -119,6 +149,7 @@ def dense_us(
     activation: str = "",
     has_bias: bool = False,
     padded_values: bool = False,
+    transposed_values: bool = False,
 ) -> float:
     """The estimated time in microseconds by way of a dense matrix."""
 
