@@ -1,6 +1,6 @@
 // spmm and sddmm for half precision on Hopper, with wgmma, where the gather costs next to no time
-// of its own: y = activation(x W + bias), and dvalues = x^T dy at the kept slots. sddmm in TF32 too:
-// of dy the copies round to it, of x the tensor cores cut off what it does not hold.
+// of its own: y = activation(x W + bias), and dvalues = x^T dy at the kept slots. sddmm in TF32
+// too: of dy the copies round to it, of x the tensor cores cut off what it does not hold.
 //
 //   producer   warpgroup 0: gathers the lines of x that slots name by 16-byte cp.async, fetches the
 //              values, or dy, by TMA; both land in the layout that wgmma reads
