@@ -660,7 +660,7 @@ def with_transposed_values(
     if not arch or spec.kernel or not has_many_rows(arguments[_measured.ROWS]):
         return arguments
     if wgmma is None:
-        wgmma = has_wgmma()
+        wgmma = has_wgmma() and local_arch() in (0, 90)
     there = _measured.with_kernel(arguments, 0, arch)
     if not _tuning.transposed_values_pay(*there, wgmma):
         return arguments

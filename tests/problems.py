@@ -21,6 +21,8 @@ from jax_nm._primitives import Spec
 OPS = ("spmm", "spmm_t", "sddmm")
 # The kernels that compute float32 from products in bfloat16.
 SPLIT = {kernel for name, kernel in _tuning.kernels().items() if "_split_" in name}
+# Those that compute float32 in TF32 from transposed values.
+TF32 = frozenset(k for name, k in _tuning.kernels().items() if "tf32" in name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,6 +204,25 @@ _SPLIT = [
     _problem("split_long_windows", 72, 700, 264, "80:128:32"),
     _problem("split_many_slots", 68, 4200, 1100, "16:32:32"),
 ]
+# What the kernels take that multiply float32 in TF32: rows that are a multiple of 4, a
+# vector length that is one of 128, or of 64, or spans all columns. Tiles are 128 or 256
+# by 128; few tiles are shared by clusters of 2 to 4 blocks. Slots are padded to a
+# multiple of 4.
+_TF32 = [
+    _problem("tf32_128", 132, 1100, 392, "8:32:128"),
+    _problem("tf32_64", 260, 520, 280, "16:32:64"),
+    _problem("tf32_odd", 127, 200, 513, "8:32:64"),
+    _problem("tf32_odd_windows", 129, 451, 96, "5:9:128"),
+    _problem("tf32_wide_windows", 68, 700, 200, "33:256:64"),
+    _problem("tf32_tail", 70, 4 * 32 + 3, 516, "6:32:128"),
+    _problem("tf32_batched", 132, 706, 264, "8:32:128", batch=(3,)),
+    _problem("tf32_one_group", 100, 270, 300, "8:16:512"),
+    _problem("tf32_all_kept", 68, 100, 260, "16:16:64"),
+    _problem("tf32_one_slot", 300, 30, 130, "1:32:128"),
+    _problem("tf32_many_tiles", 2052, 40, 4100, "8:32:128"),
+    _problem("tf32_shared_tiles", 136, 8200, 264, "16:32:128"),
+    _problem("tf32_shared_batched", 68, 4100, 520, "8:32:64", batch=(5,)),
+]
 _HOPPER_ROUNDS = _problem("hopper_shared_last", 136, 4096, 17000, "8:32:128")
 
 
@@ -224,6 +245,7 @@ PROBLEMS: list[Problem] = [
     *(dataclasses.replace(p, dtype="bfloat16") for p in _SHORT),
     *(dataclasses.replace(p, dtype="float16") for p in _SHORT),
     *_SPLIT,
+    *_TF32,
     dataclasses.replace(_HOPPER_ROUNDS, dtype="bfloat16"),
     *_SKINNY,
     *(dataclasses.replace(p, dtype="bfloat16") for p in _SKINNY),
@@ -236,7 +258,7 @@ PROBLEMS: list[Problem] = [
 FEW: list[Problem] = [
     p
     for p in PROBLEMS
-    if p.name in ("rows_65", "tail_below_n", "odd_pattern", "batched")
+    if p.name in ("rows_65", "tail_below_n", "odd_pattern", "batched", "tf32_tail")
 ]
 
 

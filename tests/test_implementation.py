@@ -400,8 +400,8 @@ def lowered(
 def test_the_kernel_is_an_attribute_of_the_call(monkeypatch, with_cuda, name, arch):
     monkeypatch.setattr(_lowering, "local_arch", lambda: arch)
     rows = 16 if "skinny" in name else 4096
-    true_float32 = "ffma" in name or "split" in name
-    dtype = "float32" if true_float32 else "bfloat16"
+    float32 = any(family in name for family in ("ffma", "split", "tf32"))
+    dtype = "float32" if float32 else "bfloat16"
     calls = dict(lowered(rows, name, dtype=dtype))
     assert calls == {
         "jax_nm.spmm": str(KERNELS[name]),

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("strict", "highest")
 
 PATTERN = Pattern(2, 8, vector_length=8)
 ROW_MAJOR, FEATURE_MAJOR = "[2, 1, 0]", "[1, 2, 0]"  # minor to major
-X, Y = 1, 2  # bits of the layout code
+X, Y, TRANSPOSED = 1, 2, 4  # bits of the layout code
 
 
 def make(rows=6, dtype="float32", depth=24, cols=40):
@@ -119,6 +119,104 @@ def test_values_of_odd_columns_are_padded_for_tensor_cores(
     call = lowered(problem, "cuda", result_layout=result_layout)["spmm"]
     assert f"24x{values_cols}x" in call.operands[1]
     assert "128x393x" in call.results[0]
+
+
+@pytest.fixture
+def on_hopper(monkeypatch, with_cuda):
+    monkeypatch.setattr(_lowering, "local_gpu", lambda: "NVIDIA H200")
+    monkeypatch.setattr(_lowering, "local_arch", lambda: 90)
+
+
+def in_tf32(vector_length=128, rows=4096, dtype="float32"):
+    """Of 774 slots, which is no multiple of 4."""
+    pattern = Pattern(6, 32, vector_length=vector_length)
+    return Problem("layouts", (rows,), 4110, 1000, pattern, dtype)
+
+
+def check_transposed(call: Call, rows="4096"):
+    assert call.layout == X | Y | TRANSPOSED
+    assert call.operands[:2] == [f"1x{rows}x4110xf32", "1x1000x776xf32"]
+    assert call.operand_layouts == [FEATURE_MAJOR, ROW_MAJOR, ROW_MAJOR]
+    assert call.results[0] == f"1x{rows}x1000xf32"
+
+
+def test_values_are_transposed_for_tf32_on_hopper(on_hopper):
+    calls = lowered(in_tf32(), "cuda", precision="default")
+    check_transposed(calls["spmm"])
+    for op in ("spmm_t", "sddmm"):
+        assert calls[op].layout == X | Y
+    assert calls["spmm_t"].operands[1] == "1x774x1000xf32"
+    assert calls["sddmm"].results[0] == "1x774x1000xf32"
+
+
+@pytest.mark.parametrize(
+    "problem, precision",
+    [
+        (in_tf32(), "highest"),
+        (in_tf32(dtype="bfloat16"), "default"),
+        (in_tf32(vector_length=32), "default"),
+        (in_tf32(rows=65), "default"),
+        (in_tf32(rows=64), "default"),
+    ],
+)
+def test_values_are_not_transposed_for_other_kernels(on_hopper, problem, precision):
+    call = lowered(problem, "cuda", precision=precision)["spmm"]
+    assert call.layout & TRANSPOSED == 0
+    assert call.operands[1].startswith("1x774x1000x")
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("local_gpu", None),  # there are none, or several kinds
+        ("local_arch", 80),
+        ("local_arch", 100),
+        ("has_wgmma", False),
+    ],
+)
+def test_values_are_not_transposed_for_other_gpus(on_hopper, monkeypatch, name, value):
+    monkeypatch.setattr(_lowering, name, lambda: value)
+    call = lowered(in_tf32(), "cuda", precision="default")["spmm"]
+    assert call.layout == X | Y
+
+
+def test_values_are_not_transposed_for_unknown_rows(on_hopper):
+    (rows,) = jax.export.symbolic_shape("rows")
+    call = lowered(in_tf32(), "cuda", rows, precision="default")["spmm"]
+    assert call.layout == X | Y
+
+
+def test_values_are_not_transposed_for_unknown_gpus(on_hopper):
+    problem = in_tf32()
+    w = integers(problem).weight(problem)
+
+    @jax.jit
+    def product(x):
+        return jax_nm.spmm(x, w, precision="default")
+
+    x = jax.ShapeDtypeStruct((problem.rows, problem.depth), jnp.float32)
+    traced = product.trace(x).lower(lowering_platforms=("cuda",))
+    check_transposed(Call(traced.as_text(), "spmm"))
+    export = jax.export.export(
+        product,
+        platforms=("cuda",),
+        disabled_checks=jax_nm.export_disabled_checks(),
+    )
+    assert Call(export(x).mlir_module(), "spmm").layout == X | Y
+
+
+@pytest.mark.parametrize("rows", [68, 4096, None])
+def test_a_kernel_that_is_asked_for_has_its_values_transposed(with_cuda, rows):
+    """Whatever the GPU, which need not be there, and the number of rows."""
+    options = dict(precision="default", implementation="spmm_tf32_128x128")
+    if rows is None:
+        (symbol,) = jax.export.symbolic_shape("rows")
+        calls = lowered(in_tf32(), "cuda", symbol, **options)
+        check_transposed(calls["spmm"], "?")
+    else:
+        calls = lowered(in_tf32(rows=rows), "cuda", **options)
+        check_transposed(calls["spmm"], str(rows))
+    assert calls["spmm_t"].layout == X | Y
 
 
 @pytest.mark.parametrize("rows", [1, 65, 4096])

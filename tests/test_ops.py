@@ -25,6 +25,7 @@ from problems import (
     OPS,
     PROBLEMS,
     SPLIT,
+    TF32,
     Problem,
     cuda_kernels,
     gaussians,
@@ -397,6 +398,23 @@ def test_products_in_bfloat16_have_the_errors_of_float32(cuda, problem, op, expo
         assert (np.abs(out.astype(reference.dtype) - reference) <= bound).all(), kernel
 
 
+@pytest.mark.parametrize(
+    "problem", [p for p in PROBLEMS if p.name.startswith("tf32_")], ids=str
+)
+def test_every_kernel_from_transposed_values_has_the_errors_of_tf32(cuda, problem):
+    kernels = TF32 & set(cuda_kernels("spmm", problem))
+    if not kernels:
+        pytest.skip("needs a device of compute capability 9.0")
+    operands = gaussians(problem).of("spmm")
+    reference = oracle.compute("spmm", problem, *operands)
+    scale = oracle.magnitude("spmm", problem, *operands)
+    u = unit_roundoff("float32")
+    bound = (u + 2 * 2.0**-10 + (problem.kept + 2) * 2 * u) * scale
+    for kernel in kernels:
+        out = run("spmm", problem, operands, kernel=kernel, highest=False)
+        assert (np.abs(out.astype(reference.dtype) - reference) <= bound).all(), kernel
+
+
 def round_to_tf32(a: np.ndarray) -> np.ndarray:
     """To nearest, of float32; indices stay as they are."""
     if a.dtype != np.float32:
@@ -448,7 +466,7 @@ def test_a_thousand_launches_are_bit_equal(cuda, problem, op):
         return jax.lax.bitcast_convert_type(a, f"uint{8 * a.dtype.itemsize}")
 
     # Those that hand stages from warp to warp.
-    families = ("hopper", "mma", "short", "skinny", "ffma", "split")
+    families = ("hopper", "mma", "short", "skinny", "ffma", "split", "tf32")
     ringed = {
         kernel
         for name, kernel in _tuning.kernels().items()
@@ -489,6 +507,8 @@ def test_non_finite_values_reach_their_readers_only(platform, problem, op, speci
     if platform == "cuda":
         splits = SPLIT.intersection(cuda_kernels(op, problem, highest=True))
         ways += [{"kernel": kernel, "highest": True} for kernel in splits]
+        kernels = TF32 & set(cuda_kernels(op, problem))
+        ways += [{"kernel": kernel, "highest": False} for kernel in kernels]
     finite = np.isfinite(exact)
     assert not finite.all()
     assert finite.any()

@@ -57,7 +57,7 @@ def lowered_problems(monkeypatch, x, w, **options) -> dict:
     return seen
 
 
-ARCH = -4  # in the arguments of the tuning functions
+ARCH = -5  # in the arguments of the tuning functions
 
 CALLS = {
     "plain": {},
@@ -97,10 +97,28 @@ def test_explain_plans_the_call_that_is_lowered(
 
         monkeypatch.setattr(_tuning, "choose", choose)
         jax_nm.explain(x, w, op=op, arch=90, **options)
-        # The architecture, in front of the epilogue and the padding, is left to the
-        # device.
+        # The architecture, in front of the epilogue and of how values lie, is left to
+        # the device.
         assert planned == [(*expected[op][:ARCH], 90, *expected[op][ARCH + 1 :])]
         assert expected[op][ARCH] == 0
+
+
+def test_the_plan_of_a_product_with_transposed_values():
+    pattern = jax_nm.Pattern(8, 32, vector_length=128)
+    x = SHAPE((1024, 4096), jnp.float32)
+    w = jax.eval_shape(
+        lambda kernel: jax_nm.compress(kernel, pattern), SHAPE((4096, 4096), x.dtype)
+    )
+    plan = jax_nm.explain(x, w, arch=90, precision="default")
+    assert plan.kernel == "spmm_tf32_256x128"
+    assert "transposed values" in plan.problem
+    name = "spmm_tf32_128x128"
+    plan = jax_nm.explain(x, w, arch=90, precision="default", implementation=name)
+    assert plan.kernel == name
+    assert "transposed values" in plan.problem
+    for options in ({"precision": "highest"}, {"arch": 100}):
+        plan = jax_nm.explain(x, w, **{"arch": 90, "precision": "default"} | options)
+        assert "transposed values" not in plan.problem
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -48,6 +48,7 @@ REASONS = {
     "gathering needs",
     "needs a device of compute capability 9.0",
     "rounds float32 operands to TF32",
+    "needs transposed values",
     "needs a vector_length that is a multiple of",
     "needs a row-major x",
     "needs at most 64 rows",
@@ -59,6 +60,7 @@ HOPPER = {k: v for k, v in _tuning.kernels().items() if "hopper" in k}
 SHORT = {k: v for k, v in _tuning.kernels().items() if "short" in k}
 GENERIC = r"(spmm|sddmm)_\d+x\d+_(window|gather)"
 SPLIT = {k: v for k, v in _tuning.kernels().items() if "split" in k}
+TF32 = {k: v for k, v in _tuning.kernels().items() if "tf32" in k}
 FFMA = {k: v for k, v in _tuning.kernels().items() if "ffma" in k}
 MMA = {k: v for k, v in _tuning.kernels().items() if "mma" in k}
 # What each kernel of spmm_t keeps of a window of 32.
@@ -69,6 +71,7 @@ SCATTER_KEPT = {
     "spmm_t_hopper_16": 2,
 }
 SCATTER_KEPT |= {f"{name}_hi_lo": n for name, n in SCATTER_KEPT.items()}
+TRANSPOSED = dict(allow_tf32=True, transposed_values=True, pattern=(8, 32, 128))
 HALF = tuple(dtypes for dtypes in DTYPES if dtypes[0] != "float32")
 
 
@@ -180,7 +183,9 @@ def test_forced_kernels_are_honoured(name, kernel, arch):
         spec |= dict(dtype="bfloat16", pattern=(n, 32, 256), allow_tf32=True)
     if name in SHORT:
         spec |= dict(dtype="bfloat16", pattern=(8, 32, 32))
-    if name in {*HOPPER, *SHORT, *BULK, *SPLIT} and arch != 90:
+    if name in TF32:
+        spec |= TRANSPOSED
+    if name in {*HOPPER, *SHORT, *BULK, *SPLIT, *TF32} and arch != 90:
         with pytest.raises(ValueError, match=rf"capability 9\.0 .* got sm_{arch}"):
             _tuning.choose(**problem(op, **spec))
     else:
@@ -188,6 +193,7 @@ def test_forced_kernels_are_honoured(name, kernel, arch):
         assert choice["kernel"] == name
         assert "asked for" in choice["why"]
     for other in set(OPS) - {op}:
+        spec.pop("transposed_values", None)
         with pytest.raises(ValueError, match=rf"computes {op}, not {other}"):
             _tuning.choose(**problem(other, **spec))
 
@@ -348,9 +354,8 @@ def test_every_kernel_of_spmm_takes_a_fused_product():
             if name in SKINNY
             else problem
         )
-        spec = make(
-            kernel=kernel, activation="gelu", has_bias=True, allow_tf32=name in MMA
-        )
+        options = TRANSPOSED if name in TF32 else dict(allow_tf32=name in MMA)
+        spec = make(kernel=kernel, activation="gelu", has_bias=True, **options)
         assert _tuning.choose(**spec)["kernel"] == name
 
 
@@ -1193,6 +1198,146 @@ def test_launches_of_split_sddmm_fit_the_card(num_sms):
                 assert (tiles - sharing) % config["blocks"] == 0, spec
                 # The blocks of a cluster wait for each other: each has a step.
                 assert -(-rows // 32) >= cluster, spec
+
+
+# Float32 in TF32 on Hopper, with transposed values.
+
+
+@pytest.mark.parametrize("rows", (512, 1024, 4096))
+@pytest.mark.parametrize("length", (128, 256, 4096))
+@pytest.mark.parametrize("n", (16, 12, 8, 4))
+def test_tf32_has_its_values_transposed_on_hopper(rows, length, n):
+    spec = problem(rows=rows, pattern=(n, 32, length), allow_tf32=True)
+    plain = _tuning.choose(**spec)
+    choice = _tuning.choose(**spec, transposed_values=True)
+    config = choice["config"]
+    assert plain["kernel"] not in TF32
+    assert choice["kernel"] in TF32, choice
+    assert config["stages"] >= 4 and config["shared_bytes"] <= 227 * 1024
+    assert config["cluster"] == 1 or config["shared_tiles"] > 0
+    assert config["cluster"] == 1 or rows < 1024
+    assert choice["predicted_us"] < plain["predicted_us"]
+    assert _tuning.transposed_values_pay(**spec)
+    assert _tuning.transposed_values_pay(**spec, transposed_values=True)
+    assert not _tuning.dense_pays(**spec, transposed_values=True)
+    # Where there is code for it, and only there.
+    assert not _tuning.transposed_values_pay(**spec, wgmma=False)
+    assert not _tuning.transposed_values_pay(**spec | {"arch": 100})
+    with pytest.raises(ValueError, match="needs values that are not transposed"):
+        _tuning.choose(**spec, transposed_values=True, wgmma=False)
+    for kernel in TF32.values():
+        with pytest.raises(ValueError, match=r"code for it \(sm_90a\) in this"):
+            forced = spec | {"kernel": kernel, "transposed_values": True}
+            _tuning.choose(**forced, wgmma=False)
+
+
+@pytest.mark.parametrize(
+    "rows, cols, depth, n, length, microseconds",
+    (
+        (4096, 4096, 4096, 16, 128, 201.4),
+        (4096, 4096, 4096, 8, 128, 115.5),
+        (4096, 4096, 4096, 4, 128, 72.3),
+        (4096, 4096, 4096, 16, 64, 312.1),
+        (4096, 4096, 4096, 4, 64, 95.9),
+        (1024, 4096, 4096, 16, 128, 52.0),
+        (1024, 4096, 4096, 4, 128, 20.2),
+        (4096, 12288, 4096, 8, 128, 375.5),
+        (2048, 8192, 8192, 16, 128, 437.6),
+        (512, 5120, 5120, 4, 128, 20.6),
+        (256, 4096, 4096, 16, 128, 23.4),
+    ),
+)
+def test_the_time_in_tf32_is_the_one_measured(
+    rows, cols, depth, n, length, microseconds
+):
+    # On an H200, the fastest kernel alone. Clocks fall with the length of a launch.
+    spec = problem(rows=rows, cols=cols, depth=depth, pattern=(n, 32, length))
+    spec |= dict(allow_tf32=True, transposed_values=True)
+    choice = _tuning.choose(**spec)
+    transpose = 3 + 8 * depth // 32 * n * cols / 2.9e6
+    predicted = choice["predicted_us"] - transpose
+    assert predicted == pytest.approx(microseconds, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    (
+        (dict(transposed_values=False), "needs transposed values"),
+        (dict(dtype="bfloat16"), "needs float32 operands"),
+        (dict(allow_tf32=False), "to TF32, which HIGHEST rules out"),
+        (dict(x_feature_major=False), "needs a feature-major x, got a row-major one"),
+        (dict(rows=4098), "rows to be a multiple of 4, .* got 4098"),
+        (dict(cols=4097, y_feature_major=False), "rows of whole 16 bytes, got 4097"),
+        (dict(pattern=(8, 32, 32)), "a multiple of (64|128) or spans all .* got 32"),
+        (dict(depth=0), "needs something to multiply"),
+        (dict(rows=2**29 + 4, depth=8, cols=8), "dimensions that tensor maps"),
+    ),
+)
+def test_what_the_kernels_in_tf32_do_not_take(change, reason):
+    spec = problem(**TRANSPOSED | change)
+    assert not spec["transposed_values"] or not _tuning.transposed_values_pay(**spec)
+    for kernel in TF32.values():
+        with pytest.raises(ValueError, match=reason):
+            _tuning.choose(**spec | {"kernel": kernel})
+
+
+def test_the_kernels_in_tf32_take_odd_sizes_and_any_result():
+    for change in (
+        dict(cols=4097),
+        dict(depth=4111),
+        dict(pattern=(3, 7, 128)),
+        dict(y_feature_major=False),
+    ):
+        for name, kernel in TF32.items():
+            spec = problem(kernel=kernel, **TRANSPOSED | change)
+            assert _tuning.choose(**spec)["kernel"] == name
+            # Whoever asks for the kernel is given transposed values.
+            assert _tuning.transposed_values_pay(**spec)
+
+
+def test_no_other_kernel_takes_transposed_values():
+    for name, kernel in _tuning.kernels("spmm").items():
+        if name in TF32:
+            continue
+        for dtype in ("float32", "bfloat16"):
+            spec = problem(kernel=kernel, dtype=dtype, **TRANSPOSED)
+            with pytest.raises(ValueError, match="needs values that are not transp"):
+                _tuning.choose(**spec)
+            assert not _tuning.transposed_values_pay(**spec)
+    for op in ("spmm_t", "sddmm"):
+        with pytest.raises(ValueError, match="only spmm takes transposed values"):
+            _tuning.choose(**problem(op, **TRANSPOSED))
+    with pytest.raises(ValueError, match="only spmm takes transposed values, and no"):
+        _tuning.choose(**problem(padded_values=True, **TRANSPOSED))
+
+
+@pytest.mark.parametrize(
+    "change",
+    (
+        dict(op="sddmm"),
+        dict(op="spmm_t"),
+        dict(dtype="bfloat16"),
+        dict(allow_tf32=False),
+        dict(pattern=(8, 32, 32)),
+        dict(arch=80),
+        dict(rows=72),  # where values take longer to transpose than to multiply
+    ),
+)
+def test_values_stay_as_they_are(change):
+    spec = problem(**dict(allow_tf32=True, pattern=(8, 32, 128)) | change)
+    assert not _tuning.transposed_values_pay(**spec)
+
+
+def test_the_estimate_counts_the_transpose():
+    spec = problem(**TRANSPOSED)
+    sparse_us, dense_us = (
+        _tuning.choose(**spec)["predicted_us"],
+        _tuning.dense_us(**spec),
+    )
+    assert _tuning.dense_pays(**spec) == (dense_us < sparse_us)
+    # kept x cols, read and written, in 23 us at 16:32 and a launch
+    half = _tuning.choose(**problem(**TRANSPOSED | {"pattern": (16, 32, 128)}))
+    assert half["predicted_us"] - sparse_us > 11
 
 
 # Dense or sparse, for the forward product.
