@@ -594,7 +594,9 @@ def pads_values(
     costs less than the kernels that need no alignment.
     """
     length = spec.pattern.vector_length
-    tensor_cores = np.dtype(dtype).itemsize == 2 or not spec.highest
+    half = np.dtype(dtype).itemsize == 2
+    splits_float32 = (spec.arch or local_arch()) == 90  # on tensor cores, under HIGHEST
+    tensor_cores = half or not spec.highest or splits_float32
     groups = length % 8 == 0 or length >= cols
     aligned = cols * np.dtype(dtype).itemsize % 16 == 0
     on_gpu = op == "spmm" and platform == "cuda"
