@@ -664,7 +664,7 @@ def with_transposed_values(
     if wgmma is None:
         wgmma = has_wgmma() and local_arch() in (0, 90)
     there = _measured.with_kernel(arguments, 0, arch)
-    if not _tuning.transposed_values_pay(*there, wgmma):
+    if not _tuning.transposed_values_pay(*(*there, wgmma)):
         return arguments
     return _measured.with_transposed_values(arguments)
 
