@@ -683,7 +683,7 @@ def test_differentiation_emits_the_sum(with_cuda, precision, element):
 
     calls = lowered_calls(jax.grad(loss), operands.x)
     assert [call["target"] for call in calls] == ["spmm_fused", "spmm_t"]
-    assert calls[0]["tensors"][4:6] == [f"1x72x{COLS}x{element}"] * 2
+    assert calls[0]["tensors"][4:6] == [f"1x128x{COLS}x{element}"] * 2
 
 
 def test_what_is_differentiated_in_the_bias_alone_emits_nothing(with_cuda):

@@ -112,12 +112,21 @@ def test_symbolic_rows_cross_feature_major(with_cuda):
     ],
 )
 def test_values_of_odd_columns_are_padded_for_tensor_cores(
-    with_cuda, dtype, vector_length, result_layout, values_cols
+    monkeypatch, with_cuda, dtype, vector_length, result_layout, values_cols
 ):
+    monkeypatch.setattr(_lowering, "local_arch", lambda: 80)
     pattern = Pattern(8, 32, vector_length=vector_length)
     problem = Problem("layouts", (128,), 96, 393, pattern, dtype)
     call = lowered(problem, "cuda", result_layout=result_layout)["spmm"]
     assert f"24x{values_cols}x" in call.operands[1]
+    assert "128x393x" in call.results[0]
+
+
+def test_values_of_odd_columns_are_padded_for_float32_on_hopper(monkeypatch, with_cuda):
+    monkeypatch.setattr(_lowering, "local_arch", lambda: 90)
+    problem = Problem("layouts", (128,), 96, 393, Pattern(8, 32), "float32")
+    call = lowered(problem, "cuda")["spmm"]  # under HIGHEST, which is the oracle's way
+    assert "24x400x" in call.operands[1]
     assert "128x393x" in call.results[0]
 
 

@@ -175,6 +175,14 @@ def _small() -> Iterable[Point]:
         yield Point("spmm", *shape, Pattern(n, 32, length), "float32")
 
 
+def _tf32() -> Iterable[Point]:
+    """Float32 as JAX multiplies it by default, the sweep from 1024 rows on."""
+    for rows, (cols, depth), n in itertools.product(
+        SWEEP_ROWS[2:], SWEEP_COLS_DEPTH, SWEEP_KEPT
+    ):
+        yield Point("spmm", rows, cols, depth, Pattern(n, 32, 128), "float32")
+
+
 def _decode() -> Iterable[Point]:
     """Few rows, in the row-major layout that such calls have: memory's ground."""
     for rows, (cols, depth), n, length in itertools.product(
@@ -222,6 +230,7 @@ SUITES = {
     "hopper": _hopper,
     "backward": _backward,
     "small": _small,
+    "tf32": _tf32,
     "decode": _decode,
     "dispatch": _dispatch,
     "fp32": _fp32,
