@@ -125,7 +125,7 @@ def test_values_of_odd_columns_are_padded_for_tensor_cores(
 def test_values_of_odd_columns_are_padded_for_float32_on_hopper(monkeypatch, with_cuda):
     monkeypatch.setattr(_lowering, "local_arch", lambda: 90)
     problem = Problem("layouts", (128,), 96, 393, Pattern(8, 32), "float32")
-    call = lowered(problem, "cuda")["spmm"]  # under HIGHEST, which is the oracle's way
+    call = lowered(problem, "cuda")["spmm"]  # at HIGHEST, as everything here
     assert "24x400x" in call.operands[1]
     assert "128x393x" in call.results[0]
 
