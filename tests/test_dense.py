@@ -232,7 +232,7 @@ def count_of_barriers(dense):
         ("float16", 4096, "default", 90, set()),
         ("float16", 4096, "highest", 90, set()),
         ("float16", 4096, "default", 80, {"spmm_t", "sddmm"}),
-        ("float32", 4096, "default", 90, {"spmm_t", "sddmm"}),
+        ("float32", 4096, "default", 90, {"spmm_t"}),
         ("float32", 4096, "highest", 90, set()),
         ("float32", 16, "default", 90, {"spmm_t"}),
         # Of a GPU that is not there nothing is known.
