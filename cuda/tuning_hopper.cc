@@ -12,10 +12,6 @@
 namespace jax_nm {
 namespace {
 
-constexpr int64_t kMaxDimension = int64_t{1} << 29;  // the bytes of a feature fit in 31 bits
-constexpr int64_t kMaxStride = int64_t{1} << 40;     // of a tensor map, in bytes
-constexpr int64_t kMaxTiles = int64_t{1} << 30;
-
 // What host code needs to know of a tile.
 struct Shape {
   Op op;
@@ -204,6 +200,23 @@ std::vector<Config> LaunchesOf(const Problem& p, KernelId kernel, int32_t num_sm
       p.op != Op::kSpmmT && (IsTf32(kernel) || HopperShares(s.block_n, ByteWidth(p.result_dtype)));
   // In TF32 sharing was never faster with more than two tiles for each block.
   if (!shares || (IsTf32(kernel) && tiles >= 2 * num_sms)) return configs;
+  AddSharedLaunches(p, c, tiles, num_sms, configs);
+  return configs;
+}
+
+// The values come from memory, the other operands more often from L2, just written.
+double ValuesBytes(const Problem& p) {
+  return double(ByteWidth(p.dtype)) * p.batch * p.kept * p.cols;
+}
+
+}  // namespace
+
+int32_t BlocksInClusters(int32_t num_sms, int32_t cluster) {
+  return (cluster == 2 ? num_sms : num_sms * 8 / 9) / cluster * cluster;
+}
+
+void AddSharedLaunches(const Problem& p, Config c, int64_t tiles, int32_t num_sms,
+                       std::vector<Config>& configs) {
   for (int32_t cluster = 2; cluster <= kHopperMaxCluster; ++cluster) {
     const int32_t most = BlocksInClusters(num_sms, cluster);
     // Every block of a cluster has a step.
@@ -213,22 +226,17 @@ std::vector<Config> LaunchesOf(const Problem& p, KernelId kernel, int32_t num_sm
     c.blocks = static_cast<int32_t>(std::min<int64_t>(tiles * cluster, most));
     if (c.shared_tiles > 0) configs.push_back(c);
   }
-  return configs;
 }
 
-// The values come from memory, the other operands more often from L2, just written.
-double ValuesBytes(const Problem& p) {
-  return double(ByteWidth(p.dtype)) * p.batch * p.kept * p.cols;
+double WalkCycles(const Config& c, int64_t tiles, double walk, double shared_walk, double tile,
+                  double sums_bytes) {
+  constexpr double kShare = 1500.0, kBytesPerCycle = 14.0;
+  const double share = kShare + sums_bytes * (c.cluster - 1) / c.cluster / kBytesPerCycle;
+  return double(CeilDiv64(tiles - c.shared_tiles, c.blocks)) * (walk + tile) +
+         double(CeilDiv64(c.shared_tiles, c.blocks / c.cluster)) * (shared_walk + tile + share);
 }
 
-// The larger of two times counts, and the other one a little.
 double Both(double a, double b) { return std::pow(std::pow(a, 4.0) + std::pow(b, 4.0), 0.25); }
-
-}  // namespace
-
-int32_t BlocksInClusters(int32_t num_sms, int32_t cluster) {
-  return (cluster == 2 ? num_sms : num_sms * 8 / 9) / cluster * cluster;
-}
 
 int32_t RasterCols(const TileCounts& tiles, double outer_bytes, double inner_bytes,
                    int32_t num_sms) {
@@ -252,10 +260,6 @@ bool IsTf32(KernelId kernel) {
 }
 
 bool IsHopper(KernelId kernel) { return FindShape(kernel) != nullptr; }
-
-std::vector<Config> HopperLaunches(const Problem& p, KernelId kernel, const Device& device) {
-  return LaunchesOf(p, kernel, device.num_sms);
-}
 
 std::string HopperReason(const Problem& p, KernelId kernel) {
   const Shape& s = *FindShape(kernel);
@@ -294,14 +298,14 @@ std::string HopperReason(const Problem& p, KernelId kernel) {
     return "needs a vector_length that is a multiple of " + std::to_string(s.group_cols) +
            " or spans all columns, got " + std::to_string(p.vector_length);
   }
-  if (std::max({p.rows, p.depth, p.cols, p.kept, p.batch}) > kMaxDimension ||
+  if (std::max({p.rows, p.depth, p.cols, p.kept, p.batch}) > kHopperMaxDimension ||
       p.depth * p.rows / chunk >= int64_t{kHopperNoLine} ||
-      PaddedKept(p.kept) * p.values_cols * ByteWidth(p.dtype) >= kMaxStride ||
-      std::max(p.rows, p.kept) * p.cols * 4 >= kMaxStride) {
+      PaddedKept(p.kept) * p.values_cols * ByteWidth(p.dtype) >= kHopperMaxStride ||
+      std::max(p.rows, p.kept) * p.cols * 4 >= kHopperMaxStride) {
     return "needs dimensions that tensor maps and 32-bit offsets hold";
   }
-  if (TilesOfLaunch(p, BlocksOf(p, s)) > kMaxTiles) {
-    return "needs at most " + std::to_string(kMaxTiles) + " tiles";
+  if (TilesOfLaunch(p, BlocksOf(p, s)) > kHopperMaxTiles) {
+    return "needs at most " + std::to_string(kHopperMaxTiles) + " tiles";
   }
   return "";
 }
@@ -313,24 +317,18 @@ Config HopperConfig(const Problem& p, KernelId kernel, const Device& device) {
   });
 }
 
-// Chosen to follow an H100 and an H200: a launch with its first loads and last stores, and what it
-// costs the blocks of a cluster to wait for each other and to read each other's sums, which takes a
-// cycle for every 14 bytes. The points of suite hopper took 0.86 to 1.26 of the estimate, with a
-// standard deviation of 6 %; without the limit of L2 it was 9 %. With few rows the values stream
-// from memory. In TF32, where the results of a tile are stored before the next one is begun, the
-// fastest of the kernels took 0.86 to 1.14 of the estimate on an H200.
+// Chosen to follow an H100 and an H200: a launch with its first loads and last stores. The points
+// of suite hopper took 0.86 to 1.26 of the estimate, with a standard deviation of 6 %; without the
+// limit of L2 it was 9 %. With few rows the values stream from memory. In TF32, where the results
+// of a tile are stored before the next one is begun, the fastest of the kernels took 0.86 to 1.14
+// of the estimate on an H200.
 double HopperCycles(const Problem& p, const Device& device, const Config& c) {
-  constexpr double kLaunch = 8500.0, kShare = 1500.0, kBytesPerCycle = 14.0;
+  constexpr double kLaunch = 8500.0;
   constexpr double kMemoryShare = 0.85;        // of the bandwidth on paper
   constexpr double kL2BytesPerCycle = 5800.0;  // for all SMs
   const Shape& s = *FindShape(c.kernel);
   const double step = Both(s.step_cycles, s.l2_bytes * c.blocks / kL2BytesPerCycle);
   const int64_t steps = Steps(p, c);
-  const int64_t whole = TilesOfLaunch(p, c) - c.shared_tiles;
-  const int64_t rounds = CeilDiv64(whole, c.blocks);
-  const int64_t shared_rounds = CeilDiv64(c.shared_tiles, c.blocks / c.cluster);
-  const double sums_bytes = 4.0 * s.block_n * s.block_cols;
-  const double share = kShare + sums_bytes * (c.cluster - 1) / c.cluster / kBytesPerCycle;
   double walk_cycles = steps * step;
   if (p.op == Op::kSpmmT) {
     // The products of a group's scatter: 64 x 256 by 16 slots, of each consumer.
@@ -343,8 +341,8 @@ double HopperCycles(const Problem& p, const Device& device, const Config& c) {
       IsTf32(c.kernel) ? double(ByteWidth(p.result_dtype)) * p.batch * p.rows * p.cols / bandwidth
                        : 0.0;
   const double multiplied =
-      stored + rounds * (walk_cycles + s.tile_cycles) +
-      shared_rounds * (CeilDiv64(steps, c.cluster) * step + s.tile_cycles + share);
+      stored + WalkCycles(c, TilesOfLaunch(p, c), walk_cycles, CeilDiv64(steps, c.cluster) * step,
+                          s.tile_cycles, 4.0 * s.block_n * s.block_cols);
   return kLaunch + Both(multiplied, ValuesBytes(p) / bandwidth);
 }
 

@@ -1,57 +1,19 @@
 #include "tuning_short.h"
 
 #include <algorithm>
-#include <cmath>
 #include <vector>
 
 #include "short_config.h"
 #include "tuning_hopper.h"
+#include "tuning_windows.h"
 
 namespace jax_nm {
 namespace {
 
-constexpr int64_t kMaxDimension = int64_t{1} << 29;
-constexpr int64_t kMaxStride = int64_t{1} << 40;  // of a tensor map, in bytes
-constexpr int64_t kMaxTiles = int64_t{1} << 30;
 constexpr int32_t kMaxSlots = 128;
 
-int32_t GroupCols(const Problem& p) {
-  int32_t cols = kShortWarpCols;
-  while (cols >= 8 && EffectiveVectorLength(p) % cols != 0) cols /= 2;
-  return cols >= 8 ? cols : 0;
-}
-
-// Whole windows whose slots are whole products; without stages if these do not fit.
-Config StepOf(const Problem& p, int32_t windows) {
-  Config c{};
-  c.kernel = KernelId::kSpmmShort128x256;
-  c.staging = Staging::kWindow;
-  c.block_rows = kShortRows;
-  c.block_cols = kShortCols;
-  c.block_windows = windows;
-  c.block_kept = windows * p.n;
-  c.group_cols = GroupCols(p);
-  c.groups_in_tile = UnitsTouched(c.block_cols, EffectiveVectorLength(p));
-  c.shared_group = true;
-  c.threads = kHopperThreads;
-  c.split = 1;
-  c.cluster = 1;
-  const ShortLayout layout = MakeShortLayout(windows * p.m, c.block_kept, c.group_cols);
-  const int32_t room = (kHopperSharedBytes - 2 * kShortAlignment) / layout.stage_bytes;
-  c.stages = room < kShortMinStages ? 0 : std::min(room, kShortMaxStages);
-  c.shared_bytes = ShortSharedBytes(layout, c.stages);
-  return c;
-}
-
 std::vector<Config> StepsThatFit(const Problem& p) {
-  std::vector<Config> configs;
-  for (int32_t windows = 1; windows <= kShortDepth || windows * p.n <= kMaxSlots; ++windows) {
-    if (windows * p.m > kShortMaxLines || windows * p.n > kMaxSlots) break;
-    if (windows * p.n % kShortDepth != 0) continue;
-    const Config c = StepOf(p, windows);
-    if (c.stages > 0) configs.push_back(c);
-  }
-  return configs;
+  return WindowSteps<ShortTile>(p, KernelId::kSpmmShort128x256, kMaxSlots);
 }
 
 int64_t TilesOf(const Problem& p) {
@@ -73,7 +35,7 @@ std::string ShortReason(const Problem& p) {
   if (p.batch == 0 || p.rows == 0 || p.cols == 0 || p.depth == 0) {
     return "needs something to multiply, got an empty operand";
   }
-  if (GroupCols(p) == 0) {
+  if (WindowGroupCols(p) == 0) {
     return "needs a vector_length that is a multiple of 8 or spans all columns, got " +
            std::to_string(p.vector_length);
   }
@@ -89,11 +51,12 @@ std::string ShortReason(const Problem& p) {
            " slots, a multiple of 16, of which three steps fit in shared memory, got " +
            std::to_string(p.n) + ":" + std::to_string(p.m);
   }
-  if (std::max({p.rows, p.depth, p.cols, p.kept, p.batch}) > kMaxDimension ||
-      p.depth * p.rows * 2 >= kMaxStride || p.kept * p.values_cols * 2 >= kMaxStride) {
+  if (std::max({p.rows, p.depth, p.cols, p.kept, p.batch}) > kHopperMaxDimension ||
+      p.depth * p.rows * 2 >= kHopperMaxStride || p.kept * p.values_cols * 2 >= kHopperMaxStride) {
     return "needs dimensions that tensor maps and 32-bit offsets hold";
   }
-  if (TilesOf(p) > kMaxTiles) return "needs at most " + std::to_string(kMaxTiles) + " tiles";
+  if (TilesOf(p) > kHopperMaxTiles)
+    return "needs at most " + std::to_string(kHopperMaxTiles) + " tiles";
   return "";
 }
 
@@ -133,7 +96,7 @@ double ShortCycles(const Problem& p, const Device& device, const Config& c) {
   const double rounds = double(CeilDiv64(TilesOf(p), c.blocks));
   const double memory = 2.0 * p.batch * p.kept * p.cols / (0.85 * device.bytes_per_cycle);
   const double multiplied = rounds * (Steps(p, c) * step + kTile);
-  return kLaunch + std::pow(std::pow(multiplied, 4.0) + std::pow(memory, 4.0), 0.25);
+  return kLaunch + Both(multiplied, memory);
 }
 
 }  // namespace jax_nm

@@ -1,50 +1,18 @@
 #include "tuning_split.h"
 
 #include <algorithm>
-#include <cmath>
 
 #include "split_config.h"
 #include "tuning_hopper.h"
+#include "tuning_windows.h"
 
 namespace jax_nm {
 namespace {
 
-constexpr int64_t kMaxDimension = int64_t{1} << 29;
-constexpr int64_t kMaxStride = int64_t{1} << 40;  // of a tensor map, in bytes
-constexpr int64_t kMaxTiles = int64_t{1} << 30;
 constexpr int32_t kMaxSlots = 64;
 
-// Whole windows whose slots are whole products; without stages if these do not fit.
-Config StepOf(const Problem& p, int32_t windows) {
-  Config c{};
-  c.kernel = KernelId::kSpmmSplit64x256;
-  c.staging = Staging::kWindow;
-  c.block_rows = kSplitRows;
-  c.block_cols = kSplitCols;
-  c.block_windows = windows;
-  c.block_kept = windows * p.n;
-  c.group_cols = SplitGroupCols(p);
-  c.groups_in_tile = UnitsTouched(c.block_cols, EffectiveVectorLength(p));
-  c.shared_group = true;
-  c.threads = kHopperThreads;
-  c.split = 1;
-  c.cluster = 1;
-  const ShortLayout layout = MakeShortLayout<SplitTile>(windows * p.m, c.block_kept, c.group_cols);
-  const int32_t room = (kHopperSharedBytes - 2 * kShortAlignment) / layout.stage_bytes;
-  c.stages = room < kSplitMinStages ? 0 : std::min(room, kShortMaxStages);
-  c.shared_bytes = ShortSharedBytes(layout, c.stages);
-  return c;
-}
-
 std::vector<Config> StepsThatFit(const Problem& p) {
-  std::vector<Config> configs;
-  for (int32_t windows = 1; windows <= kShortDepth || windows * p.n <= kMaxSlots; ++windows) {
-    if (windows * p.m > kShortMaxLines || windows * p.n > kMaxSlots) break;
-    if (windows * p.n % kShortDepth != 0) continue;
-    const Config c = StepOf(p, windows);
-    if (c.stages > 0) configs.push_back(c);
-  }
-  return configs;
+  return WindowSteps<SplitTile>(p, KernelId::kSpmmSplit64x256, kMaxSlots);
 }
 
 int64_t TilesOf(const Problem& p) {
@@ -53,26 +21,29 @@ int64_t TilesOf(const Problem& p) {
 
 }  // namespace
 
-int32_t SplitGroupCols(const Problem& p) {
-  int32_t cols = kSplitWarpCols;
-  while (cols >= 8 && EffectiveVectorLength(p) % cols != 0) cols /= 2;
-  return cols >= 8 ? cols : 0;
-}
-
-std::string SplitReason(const Problem& p, KernelId kernel) {
-  if (IsSplitSddmm(kernel)) return SplitSddmmReason(p, kernel);
+std::string SplitOperandsReason(const Problem& p) {
   if (p.dtype != DType::kFloat32) return "splits float32, got operands in half precision";
   if (p.x_layout != Layout::kFeatureMajor) return "needs a feature-major x, got a row-major one";
+  if (p.op == Op::kSddmm && p.y_layout != Layout::kFeatureMajor) {
+    return "needs a feature-major dy, got a row-major one";
+  }
   if (p.batch == 0 || p.rows == 0 || p.cols == 0 || p.depth == 0) {
     return "needs something to multiply, got an empty operand";
   }
-  if (SplitGroupCols(p) == 0) {
+  if (WindowGroupCols(p) == 0) {
     return "needs a vector_length that is a multiple of 8 or spans all columns, got " +
            std::to_string(p.vector_length);
   }
   if (p.rows % 4 != 0) {
     return "needs rows of whole 16 bytes, got " + std::to_string(p.rows) + " of them";
   }
+  return "";
+}
+
+std::string SplitReason(const Problem& p, KernelId kernel) {
+  if (IsSplitSddmm(kernel)) return SplitSddmmReason(p, kernel);
+  const std::string reason = SplitOperandsReason(p);
+  if (!reason.empty()) return reason;
   if (p.values_cols % 4 != 0) {
     return "needs rows of values of whole 16 bytes, got " + std::to_string(p.values_cols) +
            " columns";
@@ -83,11 +54,12 @@ std::string SplitReason(const Problem& p, KernelId kernel) {
            " slots, a multiple of 16, of which two steps fit in shared memory, got " +
            std::to_string(p.n) + ":" + std::to_string(p.m);
   }
-  if (std::max({p.rows, p.depth, p.cols, p.kept, p.batch}) > kMaxDimension ||
-      p.depth * p.rows * 4 >= kMaxStride || p.kept * p.values_cols * 4 >= kMaxStride) {
+  if (std::max({p.rows, p.depth, p.cols, p.kept, p.batch}) > kHopperMaxDimension ||
+      p.depth * p.rows * 4 >= kHopperMaxStride || p.kept * p.values_cols * 4 >= kHopperMaxStride) {
     return "needs dimensions that tensor maps and 32-bit offsets hold";
   }
-  if (TilesOf(p) > kMaxTiles) return "needs at most " + std::to_string(kMaxTiles) + " tiles";
+  if (TilesOf(p) > kHopperMaxTiles)
+    return "needs at most " + std::to_string(kHopperMaxTiles) + " tiles";
   return "";
 }
 
@@ -101,15 +73,7 @@ std::vector<Config> SplitConfigs(const Problem& p, KernelId kernel, const Device
                                4.0 * kSplitCols * double(p.kept), device.num_sms);
     configs.push_back(c);
     if (c.shared_bytes - 2 * kShortAlignment < SplitSumsBytes(kSplitRows)) continue;
-    for (int32_t cluster = 2; cluster <= kHopperMaxCluster; ++cluster) {
-      const int32_t most = BlocksInClusters(device.num_sms, cluster);
-      // Every block of a cluster has a step.
-      if (most == 0 || Steps(p, c) < cluster) break;
-      c.cluster = cluster;
-      c.shared_tiles = static_cast<int32_t>(tiles % most);
-      c.blocks = static_cast<int32_t>(std::min<int64_t>(tiles * cluster, most));
-      if (c.shared_tiles > 0) configs.push_back(c);
-    }
+    AddSharedLaunches(p, c, tiles, device.num_sms, configs);
   }
   return configs;
 }
@@ -134,7 +98,6 @@ double SplitCycles(const Problem& p, const Device& device, const Config& c) {
   constexpr double kConflicts = 1.65;     // of lines picked from a window
   constexpr double kIssueShare = 0.56;    // of the cycles of a scheduler
   constexpr double kStep = 240.0, kTile = 4900.0, kLaunch = 4800.0;
-  constexpr double kShare = 1500.0, kPeerBytes = 14.0;  // as in HopperCycles
   const ShortLayout layout =
       MakeShortLayout<SplitTile>(c.block_windows * p.m, c.block_kept, c.group_cols);
   const double tile = double(kSplitRows) * kSplitCols;
@@ -149,14 +112,11 @@ double SplitCycles(const Problem& p, const Device& device, const Config& c) {
                 (x_read * kConflicts + values_read + copied) / kSharedBytes});
   const double step = busy + kStep;
   const int64_t steps = Steps(p, c);
-  const double share =
-      kShare + double(SplitSumsBytes(kSplitRows)) * (c.cluster - 1) / c.cluster / kPeerBytes;
   const double multiplied =
-      double(CeilDiv64(TilesOf(p) - c.shared_tiles, c.blocks)) * (steps * step + kTile) +
-      double(CeilDiv64(c.shared_tiles, c.blocks / c.cluster)) *
-          (CeilDiv64(steps, c.cluster) * step + kTile + share);
+      WalkCycles(c, TilesOf(p), steps * step, CeilDiv64(steps, c.cluster) * step, kTile,
+                 SplitSumsBytes(kSplitRows));
   const double memory = 4.0 * p.batch * p.kept * p.cols / (0.85 * device.bytes_per_cycle);
-  return kLaunch + std::pow(std::pow(multiplied, 4.0) + std::pow(memory, 4.0), 0.25);
+  return kLaunch + Both(multiplied, memory);
 }
 
 }  // namespace jax_nm

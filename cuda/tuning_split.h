@@ -14,8 +14,8 @@ constexpr bool IsSplit(KernelId kernel) {
   return kernel == KernelId::kSpmmSplit64x256 || IsSplitSddmm(kernel);
 }
 
-// Columns of a warp that surely lie in one group: 8, 16 or 32; 0 if there are none.
-int32_t SplitGroupCols(const Problem& p);
+// What all of them need of the operands and the problem does not have; empty if nothing.
+std::string SplitOperandsReason(const Problem& p);
 
 // What the kernel needs and the problem does not have; empty if it computes it. Shapes only:
 // operands must also be aligned to 16 bytes, as XLA's buffers are.
